@@ -304,7 +304,7 @@ def test_an_ensemble_is_the_mean_of_its_models(shards, runs, tmp_path):
     images = next(tfpipe.dataset(shards, "test", batch_size=64, image_size=(16, 16)).as_numpy_iterator())[0]
     mean = np.mean([classifiers.load(runs.folder / name).predict(images) for name in FOLDS], axis=0)
     np.testing.assert_allclose(loaded.predict(images), mean, atol=1e-6)
-    done = tfpipe.export(runs.folder, tmp_path / "export", ensemble=True, formats=("saved_model", "keras"))
+    done = tfpipe.export(runs.folder, tmp_path / "export", ensemble=True, formats=("saved_model", "keras", "tflite"))
     exact = [row for row in done.parity if row.artefact in ("saved_model", "model.keras")]
     assert exact
     assert {row.difference for row in exact} == {0}
@@ -318,6 +318,24 @@ def test_an_ensemble_is_the_mean_of_its_models(shards, runs, tmp_path):
     assert results[0].receipt["model_sha256"] == loaded.sha256
     predicted = tfpipe.load(tmp_path / "export").predict([shards.parent / "photos" / CLASS_NAMES[1] / "0.jpg"])
     assert predicted[0].reason == ""
+    again = tfpipe.export(classifiers.load_named(tmp_path / "export" / "model.keras"), tmp_path / "again", formats="tflite")
+    for file in ("export", "export/model.keras", "export/model_dynamic_range.tflite", "again/model.tflite"):
+        for splits in ({"split": "fold1"}, {"split": "test", "calibrate": "fold0"}):
+            with pytest.raises(ValueError, match="models that this one averages were trained on 'fold"):
+                tfpipe.evaluate(tfpipe.load(tmp_path / file), shards, output=tmp_path / "x", **splits)
+
+
+def test_an_export_of_one_fold_is_evaluated_with_a_warning_on_what_made_it(shards, runs, tmp_path, caplog):
+    tfpipe.export(runs.folder / "fold0", tmp_path / "export", formats="pb")
+    facts = json.loads((tmp_path / "export" / "preprocessing.json").read_text())
+    root_hash = manifest.load(shards).root_hash
+    assert facts["seen"] == [{"root_hash": root_hash, "train": "fold2+fold3", "val": "fold1"}]
+    model = tfpipe.load(tmp_path / "export" / "frozen_image.pb")
+    for split, warning in [("fold2", "was trained on fold2"), ("fold1", "was chosen by its results on fold1"), ("fold0", "")]:
+        caplog.clear()
+        tfpipe.evaluate(model, shards, split, tmp_path / "eval", tta="flip", report=False, progress=False)
+        assert warning in caplog.text
+        assert bool(warning) == ("that it had not seen" in caplog.text)
 
 
 def test_wrong_uses_of_an_ensemble_are_refused(shards, runs, tmp_path):
@@ -325,10 +343,16 @@ def test_wrong_uses_of_an_ensemble_are_refused(shards, runs, tmp_path):
         (lambda: tfpipe.export(runs.folder, tmp_path / "x"), "export their mean with ensemble"),
         (lambda: tfpipe.export(runs.folder / "fold0", tmp_path / "x", ensemble=True), "which this is not"),
         (lambda: tfpipe.export(runs.folder, tmp_path / "x", ensemble=True, checkpoint="last"), "the best models are averaged"),
-        (lambda: tfpipe.evaluate(runs.folder, shards, "fold1", tmp_path / "x"), "all but one of the models"),
-        (lambda: tfpipe.evaluate(runs.folder, shards, "test+fold1", tmp_path / "x"), "all but one of the models"),
-        (lambda: tfpipe.evaluate(tfpipe.load(runs.folder), shards, "fold1", tmp_path / "x"), "all but one of the models"),
-        (lambda: tfpipe.evaluate(runs.folder, shards, "test", tmp_path / "x", calibrate="fold1"), "all but one of the models"),
+        (lambda: tfpipe.evaluate(runs.folder, shards, "fold1", tmp_path / "x"), "averages were trained on 'fold1'"),
+        (lambda: tfpipe.evaluate(runs.folder, shards, "test+fold1", tmp_path / "x"), "averages were trained on 'fold1'"),
+        (
+            lambda: tfpipe.evaluate(tfpipe.load(runs.folder), shards, "fold1", tmp_path / "x"),
+            "averages were trained on 'fold1'",
+        ),
+        (
+            lambda: tfpipe.evaluate(runs.folder, shards, "test", tmp_path / "x", calibrate="fold1"),
+            "averages were trained on 'fold1'",
+        ),
     ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):

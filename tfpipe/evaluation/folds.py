@@ -140,7 +140,7 @@ def _members(place: Path, data: str | os.PathLike[str]) -> list[_Member]:
         if seen is None or seen.root_hash != root_hash:
             raise ValueError(f"{folder}: not a run on this data set")
         used = {*account.parts(seen.train), *account.parts(seen.val)}
-        if fold.held_out in used or seen[1:] != fold[1:]:
+        if fold.held_out in used or (seen.train, seen.val) != (fold.train, fold.val):
             raise ValueError(f"{folder}: was made of {' and '.join(sorted(used))}, not of {fold.train} and {fold.val} alone")
         members.append(_Member(fold, folder, run_folders.trained_sha256(folder)))
     # The names in the table are in the order of the catalog, whatever the folds' own.

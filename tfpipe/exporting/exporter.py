@@ -256,8 +256,8 @@ def _specify(model: NamedModel, top_k: int, max_pixels: int, evaluations: Sequen
     size, top_k = model.image_size, min(top_k, len(names))
     facts = (names, size, model.resize, model.preprocessing, model.sha256, top_k, max_pixels, tfpipe.__version__, model.samples)
     if model.task == manifest.SINGLE:
-        return Specification(*facts)
-    return Specification(*facts, model.task, tuple(_thresholds(names, evaluations)))
+        return Specification(*facts, seen=model.seen)
+    return Specification(*facts, model.task, tuple(_thresholds(names, evaluations)), seen=model.seen)
 
 
 def _thresholds(class_names: Sequence[str], evaluations: Sequence[Path]) -> list[float]:

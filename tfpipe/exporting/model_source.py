@@ -24,7 +24,7 @@ from tfpipe.images.decoding import parse_example
 from tfpipe.models import classifiers
 from tfpipe.models.classifiers import NamedModel
 from tfpipe.pipeline.reading import RecordReader
-from tfpipe.records import manifest, schema
+from tfpipe.records import folds, manifest, schema
 from tfpipe.records.run_folders import locate_data
 
 _log = logging.getLogger("tfpipe")
@@ -68,10 +68,10 @@ def find(
         ValueError: an argument that the model has itself, or a missing one.
         FileNotFoundError, DataError: see `classifiers.load_model`.
     """
-    run, named = None, "the model"
+    run, named, seen = None, "the model", getattr(model, "seen", ())
     if isinstance(model, str | os.PathLike):
         path, run = find_checkpoint(Path(model), checkpoint)
-        named, model = str(path), classifiers.load_model(path, trust=trust)[0]
+        named, model, seen = str(path), classifiers.load_model(path, trust=trust)[0], folds.seen_by(path)
     elif not isinstance(model, keras.Model | NamedModel):
         raise arguments.wrong("model", "a path or a Keras model", model)
     elif checkpoint != "best":
@@ -82,7 +82,7 @@ def find(
     if classifiers.is_named(model):
         if options:
             raise ValueError(f"{named} has its own {', '.join(options)}: leave that out")
-        return NamedModel(model), run
+        return NamedModel(model, seen), run
     if "class_names" not in options:
         raise ValueError(f"{named} has no class names: class_names is needed (and preprocessing, if it has none inside)")
     return wrap(model, **options), run

@@ -13,6 +13,7 @@ from tfpipe.formats.specifications import Specification
 from tfpipe.images.decoding import Resize
 from tfpipe.models.tta import Tta
 from tfpipe.networks import arithmetic
+from tfpipe.records.run_folders import Seen
 from tfpipe.records.samples import Samples
 
 Array = np.ndarray[Any, Any]
@@ -67,6 +68,11 @@ class ExportedModel:
     def thresholds(self) -> Sequence[float] | None:
         """See `Specification`."""
         return self.specification.thresholds
+
+    @property
+    def seen(self) -> tuple[Seen, ...]:
+        """See `Specification`."""
+        return self.specification.seen
 
     @property
     def sha256(self) -> str:
