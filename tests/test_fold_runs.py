@@ -318,7 +318,7 @@ def test_an_ensemble_is_the_mean_of_its_models(shards, runs, tmp_path):
     assert results[0].receipt["model_sha256"] == loaded.sha256
     predicted = tfpipe.load(tmp_path / "export").predict([shards.parent / "photos" / CLASS_NAMES[1] / "0.jpg"])
     assert predicted[0].reason == ""
-    again = tfpipe.export(classifiers.load_named(tmp_path / "export" / "model.keras"), tmp_path / "again", formats="tflite")
+    tfpipe.export(classifiers.load_named(tmp_path / "export" / "model.keras"), tmp_path / "again", formats="tflite")
     for file in ("export", "export/model.keras", "export/model_dynamic_range.tflite", "again/model.tflite"):
         for splits in ({"split": "fold1"}, {"split": "test", "calibrate": "fold0"}):
             with pytest.raises(ValueError, match="models that this one averages were trained on 'fold"):

@@ -19,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +29,6 @@ from tfpipe.common.errors import DataError
 from tfpipe.common.files import load_json
 from tfpipe.pipeline.presets import Augmentation
 from tfpipe.records.run_folders import RUN_NAME
-from tfpipe.records.samples import Samples
 
 if TYPE_CHECKING:
     from tfpipe.models.classifiers import Predictor
@@ -280,53 +278,8 @@ class Averaged:
     predictor: Predictor
     tta: Tta
 
-    @property
-    def class_names(self) -> Sequence[str]:
-        """Names of the columns."""
-        return self.predictor.class_names
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) of its input."""
-        return self.predictor.image_size
-
-    @property
-    def resize(self) -> Any:
-        """How images are resized, see `tfpipe.dataset`."""
-        return self.predictor.resize
-
-    @property
-    def samples(self) -> Samples:
-        """Treatment of 16 bits and of alpha."""
-        from tfpipe.models.classifiers import samples_of
-
-        return samples_of(self.predictor)
-
-    @property
-    def task(self) -> str:
-        """One class an image, "single", or any number of labels, "multilabel"."""
-        from tfpipe.models.classifiers import task_of
-
-        return task_of(self.predictor)
-
-    @property
-    def thresholds(self) -> Any:
-        """At which probabilities a label is predicted, float64 [C]; None where there are none."""
-        from tfpipe.models.classifiers import thresholds_of
-
-        return thresholds_of(self.predictor)
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the model."""
-        return self.predictor.sha256
-
-    @property
-    def computation(self) -> dict[str, str]:
-        """Device and arithmetic."""
-        from tfpipe.models.classifiers import computation_of
-
-        return computation_of(self.predictor)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.predictor, name)  # class names, size, hash and the like
 
     @cached_property
     def _views(self) -> Any:
