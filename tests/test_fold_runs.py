@@ -21,6 +21,7 @@ from transfer_fixtures import CLASS_NAMES
 import tfpipe
 from tfpipe.evaluation import label_metrics, metrics
 from tfpipe.evaluation.folds import bootstrap
+from tfpipe.exporting import parity, parity_process
 from tfpipe.formats import opening
 from tfpipe.models import classifiers, predictions
 from tfpipe.models.classifiers import NamedModel
@@ -275,7 +276,7 @@ def test_a_run_that_has_seen_its_fold_is_refused(shards, runs, tmp_path, caplog)
         assert "was trained on" not in caplog.text
 
 
-def test_folds_of_groups_with_several_labels_an_image(tmp_path, tool):
+def test_folds_of_groups_with_several_labels_an_image(tmp_path, tool, monkeypatch):
     table = label_fixtures.write_table(
         tmp_path, label_fixtures.draw_labels(60), who=[f"患者 {row // 3}|+," for row in range(60)]
     )
@@ -293,6 +294,19 @@ def test_folds_of_groups_with_several_labels_an_image(tmp_path, tool):
     summary = tool._summary(found)
     assert "intervals by group, of 20 groups" in summary
     assert "of 3 folds, each by the model that has not seen it" in summary
+
+    monkeypatch.setattr(parity, "_run_process", parity_process.run_all)  # here, which is faster
+    done = tfpipe.export(
+        tmp_path / "cv", tmp_path / "export", ensemble=True, tta="flip", formats=("saved_model", "pb", "tflite_int8")
+    )
+    assert done.int8["split"] == "fold1"  # of the first model: trained on fold2, chosen by fold1
+    assert {row.difference for row in done.parity if row.artefact != "model_int8.tflite"} == {0}
+    assert "measured cost, on images of fold1" in (tmp_path / "export" / "model_card.md").read_text()
+    image = next(iter((tmp_path / "images").iterdir()))
+    files = [tfpipe.load(tmp_path / "export" / name) for name in ("saved_model", "frozen_image_tta.pb")]
+    first, second = (model.predict(image, **given)[0] for model, given in zip(files, ({"tta": "flip"}, {}), strict=True))
+    np.testing.assert_allclose(first.probabilities, second.probabilities, atol=1e-6)
+    assert first.labels == second.labels
 
 
 # ---- the mean of all models

@@ -121,6 +121,6 @@ def test_data_are_needed_and_said(tmp_path):
         tfpipe.export(classifier, tmp_path / "out", formats=["tflite_int8"])
     with pytest.raises(ValueError, match="calibration_data is for the format tflite_int8"):
         tfpipe.export(classifier, tmp_path / "out", formats=["pb"], calibration_data=tmp_path)
-    build_images(tmp_path, {"train": {"cat": 2}}, splits=None)
-    with pytest.raises(ValueError, match="val"):
+    build_images(tmp_path, {"test": {"cat": 2}}, splits=None)
+    with pytest.raises(ValueError, match="'train'"):
         tfpipe.export(classifier, tmp_path / "out", formats=["tflite_int8"], calibration_data=tmp_path / "shards")

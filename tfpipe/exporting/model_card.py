@@ -185,6 +185,7 @@ def render(
         has_keras=any(name == KERAS_NAME for name, _, _ in files),
         large=large,
         half={shown: _value(half[name]) for name, shown in _HALF.items()} if half else {},
+        int8_split=int8 and int8["split"],
         int8={shown: _value(int8[name]) for name, shown in (_HALF | _INT8).items()} if int8 else {},
         parity=[[_value(row.get(column)) for column in columns] for row in parity],
         parity_columns=columns,
@@ -213,7 +214,8 @@ def _details(
         hashes = {"model SHA-256, before its weights were rounded": specification.sha256}
         hashes |= {"model SHA-256, as it is here": half["sha256"]}
     return {
-        "task": f"one of {plural(len(names), 'class', 'classes')} for an image, with a probability for each",
+        "task": f"{'one' if specification.task == SINGLE else 'any'} of {plural(len(names), 'class', 'classes')} for an image,"
+        " with a probability for each",
         "classes, in the order of the probabilities": shown,
         **(_origin(facts) if facts else {"made by": "another program; tfpipe only exported it"}),
         "input": f"uint8 [B, {height}, {width}, 3], RGB, 0..255; not scaled or normalised before",

@@ -95,7 +95,7 @@ def find_images(run: Path | None, data: str | os.PathLike[str] | None, split: st
         ValueError: there is no such split, or none at all although it `is_needed`.
         FileNotFoundError, DataError: `data` is not a data set.
     """
-    directory = os.fspath(data) if data is not None else _trained_on(run)
+    directory = os.fspath(data) if data is not None else trained_on(run)
     if not directory:
         if is_needed or split is not None:
             raise ValueError("half=True, and a split, need images: give the data set, data=...")
@@ -107,7 +107,8 @@ def find_images(run: Path | None, data: str | os.PathLike[str] | None, split: st
     return Images(directory, split or SPLIT)
 
 
-def _trained_on(run: Path | None) -> str:
+def trained_on(run: Path | None) -> str:
+    """Returns the folder of a run's data set; "" if that has gone, or changed."""
     try:
         return os.fspath(locate_data(run)) if run is not None else ""
     except (FileNotFoundError, DataError) as error:

@@ -28,6 +28,7 @@ from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import load_json
 from tfpipe.pipeline.presets import Augmentation
+from tfpipe.records import folds
 from tfpipe.records.run_folders import RUN_NAME
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def find(tta: str | int | Tta | None, *models: Any) -> Tta | None:
     Args:
         tta: "flip", "five" or a number of views.
         models: where the augmentation is looked for that a number of views is drawn from: the path
-            of a run, or a loaded model of an export that averages as many.
+            of a run, or of the folder of `train_folds` (its first run), or a loaded model of an export
+            that averages as many.
 
     Raises:
         ValueError: another word or number, or the model has no augmentation to draw from.
@@ -117,8 +119,10 @@ def _augmentation_of(model: Any, name: str) -> Augmentation | None:
     if not isinstance(model, str | os.PathLike):
         known: Tta | None = getattr(getattr(model, "specification", None), "tta", None)
         return known.augmentation if known is not None and known.name == name else None
-    folder = Path(model)
-    path = (folder if folder.is_dir() else folder.parent) / RUN_NAME
+    folder = Path(model) if Path(model).is_dir() else Path(model).parent
+    if folds.is_folder(folder):
+        folder /= folds.load(folder)[1][0].held_out
+    path = folder / RUN_NAME
     if not path.exists():
         return None
     facts = load_json(path, _Run)
