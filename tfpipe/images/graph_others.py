@@ -13,7 +13,6 @@ from tfpipe.images import bmp, webp
 from tfpipe.images.graph_bytes import MAX_STEPS, Facts, byte_length, byte_window, integer, slice_bytes, to_number
 
 _FLAGS = webp.FIRST_CHUNK + webp.CHUNK_HEADER
-_AFTER_EXTENDED = _FLAGS + webp.EXTENDED_BYTES
 
 
 def walk_webp(encoded: tf.Tensor) -> Facts:
@@ -29,31 +28,41 @@ def walk_webp(encoded: tf.Tensor) -> Facts:
         tf.where(is_extended, of_canvas, tf.where(is_lossy, of_frame, of_lossless))
         for of_canvas, of_frame, of_lossless in zip(canvas, frame, lossless, strict=True)
     )
-    end = webp.CHUNK_HEADER + to_number(byte_window(encoded, 4, 4), little=True)
+    end = webp.CHUNK_HEADER + _size(encoded, 0)
+    is_whole = end <= byte_length(encoded)
 
     def unfinished(steps: tf.Tensor, position: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
         return (steps < MAX_STEPS) & (position < end)
 
-    def step(steps: tf.Tensor, position: tf.Tensor, exif: tf.Tensor, xmp: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def step(
+        steps: tf.Tensor, position: tf.Tensor, _: tf.Tensor, exif: tf.Tensor, xmp: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
         kind = slice_bytes(encoded, position, 4)
         exif, xmp = (
             tf.where((place < 0) & (kind == wanted), position, place) for place, wanted in ((exif, b"EXIF"), (xmp, b"XMP "))
         )
-        size = to_number(byte_window(encoded, position + 4, 4), little=True)
-        return steps + 1, position + webp.CHUNK_HEADER + size + size % 2, exif, xmp
+        after = position + webp.CHUNK_HEADER + _size(encoded, position)
+        return steps + 1, after + after % 2, after, exif, xmp
 
-    def with_metadata() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        start = integer(0), integer(_AFTER_EXTENDED), integer(-1), integer(-1)
-        steps, _, *places = tf.while_loop(unfinished, step, start)
+    def walk() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        start = integer(0), integer(webp.FIRST_CHUNK), integer(0), integer(-1), integer(-1)
+        steps, _, after, *places = tf.while_loop(unfinished, step, start)
         exif, xmp = (
             tf.where(_has(flags, flag) & (place >= 0), _payload(encoded, place), b"")
             for flag, place in zip((webp.EXIF, webp.XMP), places, strict=True)
         )
-        return steps < MAX_STEPS, exif, xmp
+        return (steps < MAX_STEPS) & (after <= end), exif, xmp
 
-    nothing = tf.constant(True), tf.constant(b""), tf.constant(b"")
-    in_order, exif, xmp = tf.cond(_has(flags, webp.EXIF | webp.XMP), with_metadata, lambda: nothing)
-    return Facts(in_order & is_still_webp(encoded), height, width, exif, xmp)
+    def first() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        return _FLAGS + _size(encoded, webp.FIRST_CHUNK) <= end, tf.constant(b""), tf.constant(b"")
+
+    in_order, exif, xmp = tf.cond(is_extended & is_whole, walk, first)
+    return Facts(in_order & is_whole & is_still_webp(encoded), height, width, exif, xmp)
+
+
+def _size(encoded: tf.Tensor, place: tf.Tensor | int) -> tf.Tensor:
+    """Returns the size of a chunk's payload, int64 []."""
+    return to_number(byte_window(encoded, place + 4, 4), little=True)
 
 
 def _has(flags: tf.Tensor, wanted: int) -> tf.Tensor:
@@ -61,7 +70,7 @@ def _has(flags: tf.Tensor, wanted: int) -> tf.Tensor:
 
 
 def _payload(encoded: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-    return slice_bytes(encoded, place + webp.CHUNK_HEADER, to_number(byte_window(encoded, place + 4, 4), little=True))
+    return slice_bytes(encoded, place + webp.CHUNK_HEADER, _size(encoded, place))
 
 
 def is_still_webp(encoded: tf.Tensor) -> tf.Tensor:
