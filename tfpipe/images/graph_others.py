@@ -34,9 +34,7 @@ def walk_webp(encoded: tf.Tensor) -> Facts:
     def unfinished(steps: tf.Tensor, position: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
         return (steps < MAX_STEPS) & (position < end)
 
-    def step(
-        steps: tf.Tensor, position: tf.Tensor, _: tf.Tensor, exif: tf.Tensor, xmp: tf.Tensor
-    ) -> tuple[tf.Tensor, ...]:
+    def step(steps: tf.Tensor, position: tf.Tensor, _: tf.Tensor, exif: tf.Tensor, xmp: tf.Tensor) -> tuple[tf.Tensor, ...]:
         kind = slice_bytes(encoded, position, 4)
         exif, xmp = (
             tf.where((place < 0) & (kind == wanted), position, place) for place, wanted in ((exif, b"EXIF"), (xmp, b"XMP "))
