@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tfpipe.common import stores
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import read_json
 from tfpipe.common.text import hash_names
@@ -81,8 +82,9 @@ def check_unseen(seen: Sequence[Seen], directory: str | os.PathLike[str], split:
         both = sorted(wanted.intersection(part for name in names for part in name.split(manifests.JOINED)))
         if both and len(own) > 1:
             raise ValueError(
-                f"{directory}: models that this one averages were {how} {both[0]!r}; give a split that none has seen, or the"
-                " folder of train_folds without a split (evaluate_folds): each image by the model that has not seen it"
+                f"{stores.url(directory)}: models that this one averages were {how} {both[0]!r}; give a split that none has"
+                " seen, or the folder of train_folds without a split (evaluate_folds): each image by the model that has not"
+                " seen it"
             )
         if both:
             _log.warning("the model was %s %s: these are not metrics of images that it had not seen", how, both[0])

@@ -32,7 +32,7 @@ import keras
 import tensorflow as tf
 
 import tfpipe
-from tfpipe.common import arguments, files
+from tfpipe.common import arguments, files, stores
 from tfpipe.common.progress import log_line
 from tfpipe.common.text import exactly, format_bytes, html_table
 from tfpipe.exporting import half_precision, model_card, model_source, parity, reference_images, wrapping
@@ -298,7 +298,7 @@ def _write_metadata(folder: Path, specification: Specification) -> None:
 
 def _measure_int8(model: NamedModel, folder: Path, directory: str, log: Callable[[str], None]) -> dict[str, Any]:
     _, split = preflight.calibration_splits(directory, model.seen)
-    log(f"measuring the cost of 8 bits on split {split} of {directory}")
+    log(f"measuring the cost of 8 bits on split {split} of {stores.url(directory)}")
     rounded = tflite_files.open_tflite(folder / INT8_NAME)
     return {"split": split, **half_precision.measure_cost(model, rounded, directory, split)}
 

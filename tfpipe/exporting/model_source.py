@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 
-from tfpipe.common import arguments
+from tfpipe.common import arguments, stores
 from tfpipe.common.errors import DataError
 from tfpipe.exporting.reference_images import ReferenceImage
 from tfpipe.exporting.wrapping import wrap
@@ -40,7 +40,7 @@ class Images:
     split: str = ""
 
     def __str__(self) -> str:
-        return f"split {self.split} of {self.directory}"
+        return f"split {self.split} of {stores.url(self.directory)}"
 
     def references(self) -> list[ReferenceImage]:
         """Returns eight files, spread over the split."""
