@@ -157,6 +157,12 @@ def test_copies_follow_the_store(bucket: str, tmp_path: Path):
     for name in ("a.txt", "below/b.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
+    for name in ("model.xml", "model.bin"):
+        (tmp_path / "openvino").mkdir(exist_ok=True)
+        (tmp_path / "openvino" / name).write_text(name)
+    upload(tmp_path / "openvino", f"{bucket}/openvino")
+    assert copies.fetched(f"{bucket}/openvino/model.xml").with_suffix(".bin").read_text() == "model.bin"
+    shutil.rmtree(tmp_path / "openvino")
     upload(tmp_path, place)
     folder = copies.fetched(place)
     assert folder.name == "folder"

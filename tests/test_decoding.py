@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from pipeline_fixtures import make_image
 
+from tfpipe.images import decoders
 from tfpipe.images.decoding import RESIZES, decode_image, parse_batch, parse_example, resize_image, turn_image
 from tfpipe.images.resizing import scaled_size
 from tfpipe.records import example, schema
@@ -354,3 +355,15 @@ def test_a_scaled_image_covers_or_fits_and_keeps_its_aspect(sources: list[tuple[
         assert all(have >= want for have, want in zip(cover, target, strict=True))
         assert all(have <= want for have, want in zip(fit, target, strict=True))
     assert (scaled_size(tf.constant(sources), tf.constant([target]), "stretch").numpy() == target).all()
+
+
+def test_the_bytes_of_many_files_share_one_graph_at_once():
+    traced: list[int] = []
+
+    def measure(encoded: tf.Tensor) -> tf.Tensor:
+        traced.append(1)
+        return tf.strings.length(encoded)
+
+    length = decoders.apart(measure)
+    assert [int(length(data)) for data in (b"1", b"12", tf.constant(b"123"))] == [1, 2, 3]
+    assert len(traced) == 1

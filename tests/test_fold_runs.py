@@ -22,6 +22,7 @@ from transfer_fixtures import CLASS_NAMES
 import tfpipe
 from tfpipe.evaluation import label_metrics, metrics
 from tfpipe.evaluation.folds import bootstrap
+from tfpipe.exporting import parity, parity_process
 from tfpipe.formats import opening
 from tfpipe.models import classifiers, predictions
 from tfpipe.models.classifiers import NamedModel
@@ -298,7 +299,7 @@ def test_options_of_one_model_are_refused_out_of_fold_by_name(runs, tool):
         tool._evaluate(None)
 
 
-def test_folds_of_groups_with_several_labels_an_image(tmp_path, tool):
+def test_folds_of_groups_with_several_labels_an_image(tmp_path, tool, monkeypatch):
     table = label_fixtures.write_table(
         tmp_path, label_fixtures.draw_labels(60), who=[f"患者 {row // 3}|+," for row in range(60)]
     )
@@ -320,6 +321,19 @@ def test_folds_of_groups_with_several_labels_an_image(tmp_path, tool):
     assert "intervals by group, of 20 groups" in summary
     assert "3 folds, each predicted by the model that has not seen it\nfold" in summary
 
+    monkeypatch.setattr(parity, "_run_process", parity_process.run_all)  # here, which is faster
+    done = tfpipe.export(
+        tmp_path / "cv", tmp_path / "export", ensemble=True, tta="flip", formats=("saved_model", "pb", "tflite_int8")
+    )
+    assert done.int8["split"] == "fold1"  # of the first model: trained on fold2, chosen by fold1
+    assert {row.difference for row in done.parity if row.artefact != "model_int8.tflite"} == {0}
+    assert "measured cost, on images of fold1" in (tmp_path / "export" / "model_card.md").read_text()
+    image = next(iter((tmp_path / "images").iterdir()))
+    files = [tfpipe.load(tmp_path / "export" / name) for name in ("saved_model", "frozen_image_tta.pb")]
+    first, second = (model.predict(image, **given)[0] for model, given in zip(files, ({"tta": "flip"}, {}), strict=True))
+    np.testing.assert_allclose(first.probabilities, second.probabilities, atol=1e-6)
+    assert first.labels == second.labels
+
 
 # ---- the mean of all models
 
@@ -330,9 +344,8 @@ def test_an_ensemble_is_the_mean_of_its_models(shards, runs, evaluation, tmp_pat
     images = next(tfpipe.dataset(shards, "test", batch_size=64, image_size=(16, 16)).as_numpy_iterator())[0]
     mean = np.mean([classifiers.load(runs.folder / name).predict(images) for name in FOLDS], axis=0)
     np.testing.assert_allclose(loaded.predict(images), mean, atol=1e-6)
-    done = tfpipe.export(
-        runs.folder, tmp_path / "export", ensemble=True, formats=("saved_model", "keras"), evaluation=evaluation.folder
-    )
+    given = {"formats": ("saved_model", "keras", "tflite"), "evaluation": evaluation.folder}
+    done = tfpipe.export(runs.folder, tmp_path / "export", ensemble=True, **given)
     exact = [row for row in done.parity if row.artefact in ("saved_model", "model.keras")]
     assert exact
     assert {row.difference for row in exact} == {0}
@@ -350,6 +363,24 @@ def test_an_ensemble_is_the_mean_of_its_models(shards, runs, evaluation, tmp_pat
     assert results[0].receipt["model_sha256"] == loaded.sha256
     predicted = tfpipe.load(tmp_path / "export").predict([shards.parent / "photos" / CLASS_NAMES[1] / "0.jpg"])
     assert predicted[0].reason == ""
+    tfpipe.export(classifiers.load_named(tmp_path / "export" / "model.keras"), tmp_path / "again", formats="tflite")
+    for file in ("export", "export/model.keras", "export/model_dynamic_range.tflite", "again/model.tflite"):
+        for splits in ({"split": "fold1"}, {"split": "test", "calibrate": "fold0"}):
+            with pytest.raises(ValueError, match="models that this one averages were trained on 'fold"):
+                tfpipe.evaluate(tfpipe.load(tmp_path / file), shards, output=tmp_path / "x", **splits)
+
+
+def test_an_export_of_one_fold_is_evaluated_with_a_warning_on_what_made_it(shards, runs, tmp_path, caplog):
+    tfpipe.export(runs.folder / "fold0", tmp_path / "export", formats="pb")
+    facts = json.loads((tmp_path / "export" / "preprocessing.json").read_text())
+    root_hash = manifest.load(shards).root_hash
+    assert facts["seen"] == [{"root_hash": root_hash, "train": "fold2+fold3", "val": "fold1"}]
+    model = tfpipe.load(tmp_path / "export" / "frozen_image.pb")
+    for split, warning in [("fold2", "was trained on fold2"), ("fold1", "was chosen by its results on fold1"), ("fold0", "")]:
+        caplog.clear()
+        tfpipe.evaluate(model, shards, split, tmp_path / "eval", tta="flip", report=False, progress=False)
+        assert warning in caplog.text
+        assert bool(warning) == ("that it had not seen" in caplog.text)
 
 
 def test_wrong_uses_of_an_ensemble_are_refused(shards, runs, evaluation, tmp_path):
@@ -364,10 +395,16 @@ def test_wrong_uses_of_an_ensemble_are_refused(shards, runs, evaluation, tmp_pat
         (lambda: tfpipe.export(runs.folder, tmp_path / "x"), "export their mean with ensemble"),
         (lambda: tfpipe.export(runs.folder / "fold0", tmp_path / "x", ensemble=True), "which this is not"),
         (lambda: tfpipe.export(runs.folder, tmp_path / "x", ensemble=True, checkpoint="last"), "the best models are averaged"),
-        (lambda: tfpipe.evaluate(runs.folder, shards, "fold1", tmp_path / "x"), "all but one of the models"),
-        (lambda: tfpipe.evaluate(runs.folder, shards, "test+fold1", tmp_path / "x"), "all but one of the models"),
-        (lambda: tfpipe.evaluate(tfpipe.load(runs.folder), shards, "fold1", tmp_path / "x"), "all but one of the models"),
-        (lambda: tfpipe.evaluate(runs.folder, shards, "test", tmp_path / "x", calibrate="fold1"), "all but one of the models"),
+        (lambda: tfpipe.evaluate(runs.folder, shards, "fold1", tmp_path / "x"), "averages were trained on 'fold1'"),
+        (lambda: tfpipe.evaluate(runs.folder, shards, "test+fold1", tmp_path / "x"), "averages were trained on 'fold1'"),
+        (
+            lambda: tfpipe.evaluate(tfpipe.load(runs.folder), shards, "fold1", tmp_path / "x"),
+            "averages were trained on 'fold1'",
+        ),
+        (
+            lambda: tfpipe.evaluate(runs.folder, shards, "test", tmp_path / "x", calibrate="fold1"),
+            "averages were trained on 'fold1'",
+        ),
     ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):

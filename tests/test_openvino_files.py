@@ -1,6 +1,8 @@
 """OpenVINO files: the same answers for any batch, equal bytes, and a word for what is damaged."""
 
 import importlib.util
+import resource
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -70,6 +72,21 @@ def test_equal_models_give_equal_bytes_and_halves_stay_halves(graph, path, tmp_p
     assert (tmp_path / "half.bin").stat().st_size < 0.6 * path.with_suffix(".bin").stat().st_size
     images = draw_images(5)
     assert np.abs(opening.load(tmp_path / "half.xml").predict(images) - as_function(graph)(images)).max() < 1e-6
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(graph, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = len(graph.SerializeToString(deterministic=True))
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # which takes the graph, and not what is made of it
+    try:
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            openvino_files.write(graph, SPECIFICATION, tmp_path / "model.xml")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert caught.value.filename == str(tmp_path / "model.xml")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["model.xml", "model.bin"])

@@ -46,7 +46,7 @@ def test_it_answers_nearly_alike_for_any_batch(graph, path):
     images = np.concatenate([draw_images(number, number) for number in (2, 5, 1)])
     found = np.concatenate([model.predict(images[start : start + 3]) for start in range(0, 8, 3)])
     assert np.abs(found.sum(axis=1) - 1).max() < 1e-6  # which whole numbers of 1/256 do not have
-    assert np.abs(found - answer(images)).mean() < 0.1
+    assert np.abs(found - answer(images)).max() < 0.05  # 0.18 where RGB made BGR loses its scale
     assert (model.predict(images) == found).all()
     assert model.predict(draw_images(0)).shape == (0, 3)
     assert (tflite_files._with_sum_1(np.zeros((1, 4), np.float32)) == 0.25).all()
@@ -69,6 +69,21 @@ def test_a_graph_that_computes_with_levels_is_refused():
         tf.nn.softmax(values, name="probabilities")
     with pytest.raises(ValueError, match="it computes with pixels of 8 bits"):
         quantization.convert(other.as_graph_def(), SPECIFICATION, draw_images(2))
+    with tf.Graph().as_default() as other:
+        image = tf.compat.v1.placeholder(tf.float32, [None, *SIZE, 3], name="image")
+        tf.reverse(image, [1, -1], name="probabilities")
+    with pytest.raises(ValueError, match=r"it reverses axes \(probabilities\) that are not constants"):
+        quantization._without_reversals(other.as_graph_def())
+
+
+@pytest.mark.parametrize("axes", [[3], [-1], [1, 2], [-3, -1]])
+def test_slices_reverse_as_the_operation_does(axes):
+    with tf.Graph().as_default() as other:
+        image = tf.compat.v1.placeholder(tf.uint8, [None, *SIZE, 3], name="image")
+        tf.reverse(image, axes, name="probabilities")
+    sliced = quantization._without_reversals(other.as_graph_def())
+    assert "ReverseV2" not in {node.op for node in sliced.node}
+    assert (as_function(sliced)(draw_images(3)) == as_function(other.as_graph_def())(draw_images(3))).all()
 
 
 def test_an_export_measures_the_loss_and_says_it(tmp_path, monkeypatch):
@@ -106,6 +121,6 @@ def test_data_are_needed_and_said(tmp_path):
         tfpipe.export(classifier, tmp_path / "out", formats=["tflite_int8"])
     with pytest.raises(ValueError, match="calibration_data is for the format tflite_int8"):
         tfpipe.export(classifier, tmp_path / "out", formats=["pb"], calibration_data=tmp_path)
-    build_images(tmp_path, {"train": {"cat": 2}}, splits=None)
-    with pytest.raises(ValueError, match="val"):
+    build_images(tmp_path, {"test": {"cat": 2}}, splits=None)
+    with pytest.raises(ValueError, match="'train'"):
         tfpipe.export(classifier, tmp_path / "out", formats=["tflite_int8"], calibration_data=tmp_path / "shards")

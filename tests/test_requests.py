@@ -21,6 +21,7 @@ from tfpipe.common.files import read_bytes
 from tfpipe.formats import signatures
 from tfpipe.formats.specifications import Specification
 from tfpipe.images.decoding import decode_image, resize_image
+from tfpipe.models.tta import Tta
 from tfpipe.networks import arithmetic
 from tfpipe.prediction.requests import grpc_request, rest_request
 
@@ -194,6 +195,15 @@ def test_files_are_answered_with_what_the_pipeline_decodes(saved_model, loaded, 
     np.testing.assert_array_equal(answers["probabilities"].numpy()[good], classifier.predict(filled)[good])
 
 
+def test_every_signature_of_an_export_can_be_called(classifier):
+    specification = Specification(CLASS_NAMES, (8, 8), "stretch", "tf", classifier.sha256, tta=Tta("flip"))
+    functions = signatures.make(signatures.model_function(classifier), specification, has_features=True)
+    for name, function in functions.items():
+        (spec,) = function.input_signature
+        body = json.loads(rest_request(FILES if spec.dtype == tf.string else IMAGES, signature_name=name, form="columnar"))
+        assert list(body["inputs"]) == [spec.name]
+
+
 def test_the_json_is_that_of_the_documentation(tmp_path):
     path = write(tmp_path / "1.jpg", b"\xff\xd8")
     encoded = {"b64": base64.b64encode(b"\xff\xd8").decode()}
@@ -236,7 +246,11 @@ def test_grpc_without_its_package_reports_what_to_install(monkeypatch):
     [
         ([], {}, "must be one or more"),
         ("1.jpg", {}, r"must be a list \(got a single str\)"),
-        (FILES, {"signature_name": "serve"}, "must be one of serving_default, features, pixels, image .got 'serve'"),
+        (
+            FILES,
+            {"signature_name": "serve"},
+            "must be one of serving_default, features, pixels, tta, image, image_tta .got 'serve'",
+        ),
         (FILES, {"form": "rows"}, "form must be one of row, columnar"),
         (FILES, {"signature_name": "image"}, r"takes arrays, uint8 \[H, W, 3\] \(got bytes\)"),
         (IMAGES / 255, {"signature_name": "image"}, r"\(got float64 \[8, 8, 3\]\)"),

@@ -125,6 +125,12 @@ def test_a_number_needs_an_augmentation_to_draw_from(tmp_path):
         tta.find("8", tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"recipe": {"augment": None}, "chosen": {"augment": {"crop": 0.5}}}))
     assert tta.find("8", tmp_path / "model.keras") == Tta("8", Augmentation(crop=0.5))
+    (tmp_path / "cv" / "fold0").mkdir(parents=True)
+    (tmp_path / "run.json").rename(tmp_path / "cv" / "fold0" / "run.json")
+    (tmp_path / "cv" / "folds.json").write_text(
+        json.dumps({"format_version": 1, "root_hash": "", "folds": [["fold0", "", ""]]})
+    )
+    assert tta.find("8", tmp_path / "cv") == Tta("8", Augmentation(crop=0.5))
     (tmp_path / "run.json").write_text(json.dumps({"recipe": {"augment": {"crop": 7}}}))
     with pytest.raises(DataError, match=r"run\.json: its augmentation cannot be read: crop"):
         tta.find("8", tmp_path)
@@ -173,7 +179,19 @@ def test_an_export_has_the_means_and_its_other_files_are_as_without(tmp_path, mo
         assert rows[name, "image.probabilities"].difference <= 1e-5
         model = tfpipe.load(tmp_path / "tta" / name)
         assert model.predictor.tta == way
-        assert np.abs(model.predictor.predict(images) - wanted).max() < 1e-5
+        for count in (0, 1, 3):
+            found = model.predictor.predict(images[:count])
+            assert found.shape == (count, wanted.shape[1])
+            assert (np.abs(found - wanted[:count]) < 1e-5).all()
+    signatures = tf.saved_model.load(tmp_path / "tta" / "saved_model").signatures
+    files = [tf.io.encode_png(image).numpy() for image in images]
+    for count in (0, 1, 3):
+        for found in (
+            signatures["tta"](tf.constant(files[:count], tf.string))["probabilities"],
+            signatures["image_tta"](tf.constant(images[:count]))["probabilities"],
+        ):
+            assert found.shape == (count, wanted.shape[1])
+            assert (np.abs(found - wanted[:count]) < 1e-5).all()
     saved = tfpipe.load(tmp_path / "tta")
     assert saved.predictor.tta is None
     found = saved.predict(images, tta=3)  # a number, too: the export knows what it was drawn from

@@ -108,10 +108,8 @@ def _evaluate(shard: tuple[int, int] | None) -> None:
     for name in () if of_folds else filter(None, (split, _CALIBRATE.value)):
         open_labelled(_DATA.value, name)
     preflight.find_model(_MODEL.value)
-    if not of_folds:
-        check_unseen(_MODEL.value, _DATA.value, split)
-        if _CALIBRATE.value is not None and folds.is_folder(_MODEL.value):
-            check_unseen(_MODEL.value, _DATA.value, _CALIBRATE.value)
+    if not of_folds and folds.is_folder(_MODEL.value):
+        check_unseen(folds.seen_by(_MODEL.value), _DATA.value, split, _CALIBRATE.value)
     check_folder(_OUTPUT.value)
     from tfpipe.evaluation.evaluator import evaluate
     from tfpipe.evaluation.folds import evaluate_folds

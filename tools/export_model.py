@@ -87,7 +87,7 @@ _DATA = flags.DEFINE_string("data", None, "Data set for --half, and for more ima
 _CALIBRATION_DATA = flags.DEFINE_string(
     "calibration_data",
     None,
-    "For tflite_int8: data set; 128 images of train give the ranges, the loss is measured on val. Default: --data, the run's.",
+    "For tflite_int8: data set; 128 training images give the ranges, the loss is measured on val. Default: --data, the run's.",
 )
 _SPLIT = flags.DEFINE_string("split", None, "Of --data. Default: val.")
 _EVALUATION = flags.DEFINE_multi_string("evaluation", [], "Folder of evaluate, for the model card; may be given several times.")
@@ -132,7 +132,7 @@ def main(arguments: list[str]) -> None:
     for row in done.parity:
         allowed = "any" if row.allowed is None else f"{row.allowed:g}"
         print(f"{row.artefact:28} {row.output:30} {row.difference:18.3g} {allowed:>8}")
-    for what, cost in (("float16 weights", done.half), ("8 bits, on val", done.int8)):
+    for what, cost in (("float16 weights", done.half), (f"8 bits, on {done.int8['split']}" if done.int8 else "", done.int8)):
         if cost:
             changed = plural(cost["num_changed"], "image gets", "images get")
             print(f"\n{what}: accuracy {cost['accuracy_before']:.4f} before, {cost['accuracy']:.4f} after,", end=" ")

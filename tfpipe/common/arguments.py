@@ -116,7 +116,7 @@ def callback(name: str, value: Any) -> Any:
 def path(name: str, value: Any) -> Path:
     """Returns a path; an empty one, from an unset variable in a shell, is refused.
 
-    Of a place in a store, its local copy; "data" are read where they are, and nothing is written there.
+    Of a place in a store, its local copy; data sets are read where they are, and nothing is written there.
     """
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str) or not text:
@@ -124,9 +124,10 @@ def path(name: str, value: Any) -> Path:
     stores.check(name, text)
     if name in _WRITTEN:
         stores.check_local(text)
-    return copies.local(text) if name != "data" else Path(text)
+    return Path(text) if name in _DATA_SETS else copies.local(text)
 
 
+_DATA_SETS = ("data", "calibration_data")
 _WRITTEN = ("output", "cache", "workers_folder")
 
 

@@ -55,6 +55,8 @@ def fetched(path: str | os.PathLike[str]) -> Path:
             if place.is_dir():
                 shutil.rmtree(place)
             _fetch(path, place)
+            if place.suffix == ".xml":  # of OpenVINO, which has its weights in a file beside it
+                _fetch(Path(path).with_suffix(".bin"), place.with_suffix(".bin"))
     return place
 
 

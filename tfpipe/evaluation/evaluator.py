@@ -189,9 +189,7 @@ def evaluate(
     data, folder = arguments.path("data", data), arguments.path("output", output)
     predictor = _loaded(model, trust)
     source: Any = getattr(model, "source", model)
-    for name in (split, calibrate) if isinstance(source, str | os.PathLike) else ():
-        if name is not None and (name == split or folds.is_folder(source)):
-            receipts.check_unseen(source, data, name)
+    receipts.check_unseen(classifiers.seen_by(predictor), data, split, calibrate)
     averaged = views.averaged(predictor, views.find(tta, source, predictor))
     options: dict[str, Any] = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
     if way := views.tta_of(averaged):  # absent where it is not used, as in receipts from before there was a choice

@@ -15,6 +15,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,9 @@ def evaluate_folds(
     metrics.check_options(manifest.load(data).class_names, positive_class, specificity)
     members = _members(place, data)
     first = members[0].load(trust)
-    together = _Together(first, hash_names(one.sha256 for one in members))
+    # What the models have in common, for the receipt and the report; each predicts its own fold.
+    common = {name: getattr(first, name) for name in ("class_names", "image_size", "resize", "samples", "task", "units")}
+    together: Any = SimpleNamespace(sha256=hash_names(one.sha256 for one in members), **common)
     options = {"calibrate": None, "positive_class": positive_class, "specificity": specificity}
     split = JOINED.join(one.fold.held_out for one in members)
     run = _Folds(together, data, split, folder, batch_size, progress, options, members=members, trust=trust)
@@ -143,7 +146,7 @@ def _members(place: Path, data: str | os.PathLike[str]) -> list[_Member]:
         if seen is None or seen.root_hash != root_hash:
             raise ValueError(f"{folder}: not a run on this data set")
         used = {*account.parts(seen.train), *account.parts(seen.val)}
-        if fold.held_out in used or seen[1:] != fold[1:]:
+        if fold.held_out in used or (seen.train, seen.val) != (fold.train, fold.val):
             raise ValueError(f"{folder}: was made of {' and '.join(sorted(used))}, not of {fold.train} and {fold.val} alone")
         members.append(_Member(fold, folder, run_folders.trained_sha256(folder)))
     # The names in the table are in the order of the catalog, whatever the folds' own.
@@ -155,18 +158,6 @@ def _account(member: _Member, data: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns what the receipt states of a fold: its model, what that was made of, and the ids."""
     keys = [row.key for row in catalog.read_checked(data, split=member.fold.held_out)]
     return {**member.fold._asdict(), "model_sha256": member.sha256, "records": len(keys), "ids_sha256": hash_names(keys)}
-
-
-class _Together:
-    """What all models have in common, for the receipt and the report."""
-
-    def __init__(self, first: Classifier, sha256: str) -> None:
-        self.class_names, self.image_size, self.resize = first.class_names, first.image_size, first.resize
-        self.samples, self.task, self.units, self.sha256 = first.samples, first.task, first.units, sha256
-
-    def predict(self, images: Any) -> np.ndarray[Any, Any]:
-        """Is of no single model."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tfpipe.common import stores
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import read_json
 from tfpipe.common.text import hash_names
 from tfpipe.models.predictions import RECEIPT_NAME, Predictions
-from tfpipe.records import folds, run_folders
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_checked
+from tfpipe.records.run_folders import Seen
 
 if TYPE_CHECKING:
     from tfpipe.models.classifiers import Predictor
@@ -65,25 +66,30 @@ def open_split(predictor: Predictor, directory: str | os.PathLike[str], split: s
     return manifest
 
 
-def check_unseen(model: str | os.PathLike[str], directory: str | os.PathLike[str], split: str) -> None:
-    """Warns of a fold's run on splits that made it; raises ValueError for the mean of all folds on one."""
+def check_unseen(seen: Sequence[Seen], directory: str | os.PathLike[str], split: str, calibrate: str | None = None) -> None:
+    """Warns of a model on splits that made it; raises ValueError for the mean of several models.
+
+    Calibration on what chose a single model is usual.
+
+    Args:
+        seen: see `folds.seen_by`.
+        directory: the data set.
+        split: that the model is evaluated on.
+        calibrate: another one.
+    """
     account = manifests.load(directory)
-    wanted = set(account.parts(split))
-    if folds.is_folder(model):
-        root_hash, planned = folds.load(model)
-        seen = wanted & {name for fold in planned for name in (fold.held_out, fold.val)}
-        if seen and root_hash == account.root_hash:
+    own = [one for one in seen if one.root_hash == account.root_hash]
+    wanted = {*account.parts(split), *(account.parts(calibrate) if calibrate is not None and len(own) > 1 else ())}
+    for how, names in (("trained on", [one.train for one in own]), ("chosen by its results on", [one.val for one in own])):
+        both = sorted(wanted.intersection(part for name in names for part in name.split(manifests.JOINED)))
+        if both and len(own) > 1:
             raise ValueError(
-                f"{model}: all but one of the models that it averages were trained on {min(seen)!r}: evaluate_folds predicts"
-                " each image by the one that was not (evaluate without --split)"
+                f"{stores.url(directory)}: models that this one averages were {how} {both[0]!r}; give a split that none has"
+                " seen, or the folder of train_folds without a split (evaluate_folds): each image by the model that has not"
+                " seen it"
             )
-        return
-    found = run_folders.seen_by(model)
-    if found is None or found.root_hash != account.root_hash or found.train == "train":
-        return
-    for how, name in (("trained on", found.train), ("chosen by its results on", found.val)):
-        if both := wanted & set(name.split(manifests.JOINED)):
-            _log.warning("%s was %s %s: these are not metrics of images that it had not seen", model, how, min(both))
+        if both:
+            _log.warning("the model was %s %s: these are not metrics of images that it had not seen", how, both[0])
 
 
 def claim(

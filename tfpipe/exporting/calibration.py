@@ -1,4 +1,4 @@
-"""Images to calibrate whole numbers of 8 bits on: of the training split, drawn by a fixed seed.
+"""Images to calibrate whole numbers of 8 bits on: of the split trained on, drawn by a fixed seed.
 
 images = draw_images("shards/", specification)     # uint8 [128, H, W, 3]
 """
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfpipe.formats.preflight import CALIBRATION_SPLITS
+from tfpipe.formats.preflight import calibration_splits
 from tfpipe.formats.specifications import Specification
 from tfpipe.images import decoding
 from tfpipe.pipeline.ordering import ShuffledOrder
@@ -20,7 +20,6 @@ from tfpipe.pipeline.reading import RecordReader
 from tfpipe.records import manifest, schema
 
 NUM_IMAGES = 128
-SPLIT, MEASURED_SPLIT = CALIBRATION_SPLITS
 _SEED = 0
 
 
@@ -31,12 +30,13 @@ def draw_images(directory: str | os.PathLike[str], specification: Specification)
         ValueError: there is no training split, or it is empty.
         FileNotFoundError, DataError: not a data set, or a damaged one.
     """
-    total = manifest.load(directory).split(SPLIT).num_records
+    split, _ = calibration_splits(directory, specification.seen)
+    total = manifest.load(directory).split(split).num_records
     if not total:
-        raise ValueError(f"{directory}: split {SPLIT!r} is empty: there is nothing to calibrate on")
+        raise ValueError(f"{directory}: split {split!r} is empty: there is nothing to calibrate on")
     indices = tf.range(min(NUM_IMAGES, total), dtype=tf.int64)
     positions, _ = ShuffledOrder(total, _SEED).positions(tf.zeros_like(indices), indices)
-    reader, size, mode = RecordReader(Path(directory), SPLIT), specification.image_size, specification.resize
+    reader, size, mode = RecordReader(Path(directory), split), specification.image_size, specification.resize
     images = []
     for position in positions.numpy().tolist():
         row = decoding.parse_example(reader.read(position), reader.manifest.task)

@@ -32,10 +32,10 @@ import keras
 import tensorflow as tf
 
 import tfpipe
-from tfpipe.common import arguments, files
+from tfpipe.common import arguments, files, stores
 from tfpipe.common.progress import log_line
 from tfpipe.common.text import exactly, format_bytes, html_table
-from tfpipe.exporting import calibration, half_precision, model_card, model_source, parity, reference_images, wrapping
+from tfpipe.exporting import half_precision, model_card, model_source, parity, reference_images, wrapping
 from tfpipe.exporting.formats import INT8_NAME, WRITERS, Work
 from tfpipe.exporting.parity import ExportedFile, Row
 from tfpipe.formats import preflight, specifications, tflite_files
@@ -136,8 +136,9 @@ def export(
         data: a data set: eight images of `split` are added to the images of the comparison. By
             default the run's, if it is still there.
         calibration_data: for "tflite_int8": a data set. Of its split "train" 128 images, drawn by a
-            fixed seed, give the ranges of values, and the loss of accuracy is measured on "val". By
-            default `data`, or the run's data set.
+            fixed seed, give the ranges of values, and the loss of accuracy is measured on "val"; of
+            the model's own data set, the splits that it was trained on and chosen by. By default
+            `data`, or the run's data set.
         split: of `data`; "val" by default.
         evaluation: folder of `tfpipe.evaluate`, or several, for the model card; of an ensemble, also
             of `tfpipe.evaluate_folds`. Of several labels an image, the last with `calibrate` gives
@@ -202,7 +203,9 @@ def export(
         what = "half" if half else "tflite_int8"
         raise ValueError(f"{what}: the cost of rounding is measured in accuracy, which a regression has not: leave it out")
     images = model_source.find_images(run, data, split, is_needed=half)
-    calibrated_on = os.fspath(calibration_data or images.directory) if "tflite_int8" in names else ""
+    calibrated_on = ""
+    if "tflite_int8" in names:
+        calibrated_on = os.fspath(calibration_data or images.directory) or model_source.trained_on(run)
     if "tflite_int8" in names and not calibrated_on:
         raise ValueError(preflight.NO_CALIBRATION)
     cost, exported = None, original
@@ -260,12 +263,12 @@ def _specify(model: NamedModel, top_k: int, max_pixels: int, evaluations: Sequen
     names = model.class_names
     size, top_k = model.image_size, min(top_k, len(names))
     facts = (names, size, model.resize, model.preprocessing, model.sha256, top_k, max_pixels, tfpipe.__version__, model.samples)
-    last = layers.last_of(model.model)
-    if isinstance(last, layers.Values):
-        return Specification(*facts, model.task, units=last.units, deviations=last.deviations)
-    if model.task != manifest.MULTILABEL:
-        return Specification(*facts, model.task)
-    return Specification(*facts, model.task, tuple(_thresholds(names, evaluations)))
+    own: dict[str, Any] = {}
+    if isinstance(last := layers.last_of(model.model), layers.Values):
+        own = {"units": last.units, "deviations": last.deviations}
+    elif model.task == manifest.MULTILABEL:
+        own = {"thresholds": tuple(_thresholds(names, evaluations))}
+    return Specification(*facts, model.task, **own, seen=model.seen)
 
 
 def _thresholds(class_names: Sequence[str], evaluations: Sequence[Path]) -> list[float]:
@@ -302,9 +305,10 @@ def _write_metadata(folder: Path, specification: Specification) -> None:
 
 
 def _measure_int8(model: NamedModel, folder: Path, directory: str, log: Callable[[str], None]) -> dict[str, Any]:
-    log(f"measuring the cost of 8 bits on split {calibration.MEASURED_SPLIT} of {directory}")
+    _, split = preflight.calibration_splits(directory, model.seen)
+    log(f"measuring the cost of 8 bits on split {split} of {stores.url(directory)}")
     rounded = tflite_files.open_tflite(folder / INT8_NAME)
-    return half_precision.measure_cost(model, rounded, directory, calibration.MEASURED_SPLIT)
+    return {"split": split, **half_precision.measure_cost(model, rounded, directory, split)}
 
 
 def _write_parity(folder: Path, rows: Sequence[Row], half: Mapping[str, Any] | None, int8: Mapping[str, Any] | None) -> None:

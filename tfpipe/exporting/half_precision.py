@@ -48,7 +48,7 @@ def round_weights(model: NamedModel) -> NamedModel:
                 raise ValueError(f"{weight.path}: has numbers beyond 65,504, which float16 cannot store")
         rounded.append(values)
     copy.set_weights(rounded)
-    return NamedModel(copy)
+    return NamedModel(copy, model.seen)
 
 
 def measure_cost(before: Predictor, after: Predictor, directory: str | os.PathLike[str], split: str) -> dict[str, Any]:

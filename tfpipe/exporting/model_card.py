@@ -200,6 +200,7 @@ def render(
         has_keras=any(name == KERAS_NAME for name, _, _ in files),
         large=large,
         half={shown: _value(half[name]) for name, shown in _HALF.items()} if half else {},
+        int8_split=int8 and int8["split"],
         int8={shown: _value(int8[name]) for name, shown in (_HALF | _INT8).items()} if int8 else {},
         parity=[[_value(row.get(column)) for column in columns] for row in parity],
         parity_columns=columns,
@@ -225,8 +226,9 @@ def _task(specification: Specification, shown: str) -> dict[str, object]:
         units = ", ".join(unit or "unknown" for unit in specification.units or ())
         return {"task": f"{plural(len(names), 'number')} for an image", "numbers, in order": shown, "in units of": units}
     in_order = ", in an order, the lowest first" if specification.task == ORDINAL else ""
+    share = "any" if specification.task == MULTILABEL else "one"
     return {
-        "task": f"one of {plural(len(names), 'class', 'classes')} for an image, with a probability for each{in_order}",
+        "task": f"{share} of {plural(len(names), 'class', 'classes')} for an image, with a probability for each{in_order}",
         "classes, in the order of the probabilities": shown,
     }
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 
-from tfpipe.common import arguments
+from tfpipe.common import arguments, stores
 from tfpipe.common.errors import DataError
 from tfpipe.exporting.reference_images import ReferenceImage
 from tfpipe.exporting.wrapping import wrap
@@ -24,7 +24,7 @@ from tfpipe.images.decoding import parse_example
 from tfpipe.models import classifiers
 from tfpipe.models.classifiers import NamedModel
 from tfpipe.pipeline.reading import RecordReader
-from tfpipe.records import manifest, schema
+from tfpipe.records import folds, manifest, schema
 from tfpipe.records.run_folders import locate_data
 
 _log = logging.getLogger("tfpipe")
@@ -40,7 +40,7 @@ class Images:
     split: str = ""
 
     def __str__(self) -> str:
-        return f"split {self.split} of {self.directory}"
+        return f"split {self.split} of {stores.url(self.directory)}"
 
     def references(self) -> list[ReferenceImage]:
         """Returns eight files, spread over the split."""
@@ -68,10 +68,10 @@ def find(
         ValueError: an argument that the model has itself, or a missing one.
         FileNotFoundError, DataError: see `classifiers.load_model`.
     """
-    run, named = None, "the model"
+    run, named, seen = None, "the model", getattr(model, "seen", ())
     if isinstance(model, str | os.PathLike):
         path, run = find_checkpoint(Path(model), checkpoint)
-        named, model = str(path), classifiers.load_model(path, trust=trust)[0]
+        named, model, seen = str(path), classifiers.load_model(path, trust=trust)[0], folds.seen_by(path)
     elif not isinstance(model, keras.Model | NamedModel):
         raise arguments.wrong("model", "a path or a Keras model", model)
     elif checkpoint != "best":
@@ -82,7 +82,7 @@ def find(
     if classifiers.is_named(model):
         if options:
             raise ValueError(f"{named} has its own {', '.join(options)}: leave that out")
-        return NamedModel(model), run
+        return NamedModel(model, seen), run
     if "class_names" not in options:
         raise ValueError(f"{named} has no class names: class_names is needed (and preprocessing, if it has none inside)")
     return wrap(model, **options), run
@@ -95,7 +95,7 @@ def find_images(run: Path | None, data: str | os.PathLike[str] | None, split: st
         ValueError: there is no such split, or none at all although it `is_needed`.
         FileNotFoundError, DataError: `data` is not a data set.
     """
-    directory = os.fspath(data) if data is not None else _trained_on(run)
+    directory = os.fspath(data) if data is not None else trained_on(run)
     if not directory:
         if is_needed or split is not None:
             raise ValueError("half=True, and a split, need images: give the data set, data=...")
@@ -107,7 +107,8 @@ def find_images(run: Path | None, data: str | os.PathLike[str] | None, split: st
     return Images(directory, split or SPLIT)
 
 
-def _trained_on(run: Path | None) -> str:
+def trained_on(run: Path | None) -> str:
+    """Returns the folder of a run's data set; "" if that has gone, or changed."""
     try:
         return os.fspath(locate_data(run)) if run is not None else ""
     except (FileNotFoundError, DataError) as error:

@@ -13,6 +13,7 @@ from tfpipe.formats.specifications import Specification
 from tfpipe.images.decoding import Resize
 from tfpipe.models.tta import Tta
 from tfpipe.networks import arithmetic
+from tfpipe.records.run_folders import Seen
 from tfpipe.records.samples import Samples
 
 Array = np.ndarray[Any, Any]
@@ -72,6 +73,10 @@ class ExportedModel:
     def units(self) -> Sequence[str] | None:
         """See `Specification`."""
         return self.specification.units
+
+    def seen(self) -> tuple[Seen, ...]:
+        """See `Specification`."""
+        return self.specification.seen
 
     @property
     def sha256(self) -> str:

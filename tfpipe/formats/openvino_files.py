@@ -9,8 +9,11 @@ by the runtime itself; the package's function for conversion would send usage da
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +58,23 @@ def write(graph: Graph, specification: Specification, path: Path) -> None:
 
     Raises:
         ImportError: the extra is missing.
+        OSError: the disk is full.
     """
     openvino = _import()
-    with files.temporary_folder("openvino") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent) as name:
+        folder = Path(name)
         frozen = folder / "graph.pb"
         frozen.write_bytes(graph.SerializeToString(deterministic=True))
         model = openvino.Core().read_model(frozen)
         _name(model)
         model.set_rt_info(specification.to_json(), [_KEY])
-        openvino.save_model(model, folder / path.name, compress_to_fp16=False)
+        frozen.unlink()
+        try:
+            openvino.save_model(model, folder / path.name, compress_to_fp16=False)
+        except RuntimeError as error:
+            if "iostream" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path)) from error
         text, weights = ((folder / path.name).with_suffix(suffix).read_bytes() for suffix in (".xml", ".bin"))
     path.with_suffix(".bin").write_bytes(weights)
     path.write_bytes(checksums.append_entry(text + _hashed(weights), _CHECKSUM_ENTRY))

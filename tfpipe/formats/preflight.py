@@ -19,7 +19,7 @@ from tfpipe.common.errors import DataError
 from tfpipe.formats.specifications import FILE_NAME
 from tfpipe.models.predictions import check_finished
 from tfpipe.records import checksums, folds, manifest
-from tfpipe.records.run_folders import LAST_NAME, MODEL_NAME, RUN_NAME, find_model_file
+from tfpipe.records.run_folders import LAST_NAME, MODEL_NAME, RUN_NAME, Seen, find_model_file
 
 FORMATS = ("saved_model", "pb", "tflite", "tflite_int8", "onnx", "openvino", "keras")
 CHECKPOINTS = {"best": MODEL_NAME, "last": LAST_NAME}
@@ -29,7 +29,6 @@ EXTRA_NAME = "assets.extra"  # of a SavedModel: files that TensorFlow Serving le
 ONNX_PACKAGES = ("onnx", "tf2onnx", "onnxruntime")
 OPENVINO_PACKAGES = ("openvino",)
 SPLIT = "val"  # to compare on, where none is named
-CALIBRATION_SPLITS = ("train", "val")  # of the format tflite_int8: drawn from, and measured on
 NO_CALIBRATION = "tflite_int8 is calibrated on training images: give the data set, calibration_data=... (--calibration_data)"
 
 KERAS_FORM = ".keras"
@@ -118,7 +117,7 @@ def check_export(
         check_packages("ONNX files need", ONNX_PACKAGES, "onnx")
     if "openvino" in names:
         check_packages("OpenVINO files need", OPENVINO_PACKAGES, "openvino")
-    run = None
+    run, file = None, Path()
     if isinstance(model, str | os.PathLike):
         file, run = find_checkpoint(Path(model), checkpoint)
         if ensemble and not folds.is_folder(file):
@@ -134,8 +133,7 @@ def check_export(
     if "tflite_int8" in names and calibration_data is data is run is None:
         raise ValueError(NO_CALIBRATION)
     if (images := calibration_data or data) is not None and "tflite_int8" in names:
-        for needed in CALIBRATION_SPLITS:
-            manifest.load(images).split(needed)
+        calibration_splits(images, folds.seen_by(file) if run is not None else ())
     if data is not None:
         manifest.load(data).split(split or SPLIT)
     elif run is None and (half or split is not None):
@@ -143,6 +141,23 @@ def check_export(
     for folder in evaluations:
         check_finished(folder)
     return names, target
+
+
+def calibration_splits(data: str | os.PathLike[str], seen: Iterable[Seen]) -> tuple[str, str]:
+    """Returns the splits of a data set that tflite_int8 is calibrated on, and its loss measured on.
+
+    They are those that trained and chose the model, the first of several; else "train" and "val".
+    Without one that chose it, because a part was held out for that, both are the same.
+
+    Raises:
+        ValueError: there is no such split.
+        FileNotFoundError, DataError: not a data set.
+    """
+    account = manifest.load(data)
+    made_of = [(one.train, one.val) for one in seen if one.root_hash == account.root_hash]
+    train, val = made_of[0] if made_of else ("train", SPLIT)
+    account.split(train)
+    return train, val if account.splits.keys() >= set(val.split(manifest.JOINED)) else train
 
 
 def check_target(target: Path, overwrite: bool) -> None:

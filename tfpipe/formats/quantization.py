@@ -33,7 +33,7 @@ def convert(graph: Graph, specification: Specification, images: Array) -> bytes:
     Raises:
         ValueError: the model computes in 16 bits, or has an operation without a form in 8 bits.
     """
-    converter = tflite_files.converter_of(_with_float_input(graph))
+    converter = tflite_files.converter_of(_without_reversals(_with_float_input(graph)))
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = tf.uint8
@@ -64,4 +64,38 @@ def _with_float_input(graph: Graph) -> Graph:
             if node.op != "Shape":
                 raise ValueError(f"it computes with pixels of 8 bits ({node.name}) before it makes numbers of 32 bits of them")
             node.attr["T"].type = tf.float32.as_datatype_enum
+    return changed
+
+
+def _without_reversals(graph: Graph) -> Graph:
+    """Returns the graph with slices, [..., ::-1], in place of ReverseV2.
+
+    TFLite gives the output of ReverseV2 a scale of its own, but copies the whole numbers of its
+    input (TensorFlow 2.21): what comes after, such as RGB made BGR, is then off by their ratio.
+    """
+    constants = {node.name: node for node in graph.node if node.op == "Const"}
+    changed = tf.compat.v1.GraphDef(versions=graph.versions, library=graph.library)
+    for node in graph.node:
+        if node.op != "ReverseV2":
+            changed.node.add().CopyFrom(node)
+            continue
+        constant = constants.get(node.input[1])
+        axes = [] if constant is None else tf.make_ndarray(constant.attr["value"].tensor).ravel().tolist()
+        if len({axis < 0 for axis in axes}) != 1:
+            raise ValueError(f"it reverses axes ({node.name}) that are not constants, or counted from both ends")
+        from_end = axes[0] < 0  # an ellipsis stands for all axes before
+        steps = [1] * from_end + [-1 if axis in axes else 1 for axis in range(min(0, *axes), max(-1, *axes) + 1)]
+        value = tf.compat.v1.AttrValue(tensor=tf.make_tensor_proto(steps, tf.int32))
+        integer = tf.compat.v1.AttrValue(type=tf.int32.as_datatype_enum)
+        every = tf.compat.v1.AttrValue(i=2 ** len(steps) - 1)  # mask: begins and ends are those of the axes
+        ellipsis = tf.compat.v1.AttrValue(i=int(from_end))
+        name = f"{node.name}/steps"
+        changed.node.add(op="Const", name=name, attr={"value": value, "dtype": integer})
+        masks = {"begin_mask": every, "end_mask": every, "ellipsis_mask": ellipsis}
+        changed.node.add(
+            op="StridedSlice",
+            name=node.name,
+            input=[node.input[0], name, name, name],
+            attr={"T": node.attr["T"], "Index": integer, **masks},
+        )
     return changed

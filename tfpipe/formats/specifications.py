@@ -21,6 +21,7 @@ from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 from tfpipe.models.tta import Tta
 from tfpipe.records import checksums
 from tfpipe.records.manifest import MULTILABEL, PROBABILITIES, REGRESSION, SINGLE, TASKS, VALUES
+from tfpipe.records.run_folders import Seen
 from tfpipe.records.samples import USUAL, Resize, Samples
 
 FILE_NAME = checksums.SPECIFICATION_NAME
@@ -52,6 +53,8 @@ class Specification:
         deviations: of "regression", of each target in the training images.
         tta: views that are averaged: of a SavedModel, by its signatures "tta" and "image_tta"; of
             another file, by itself.
+        seen: the splits that the model was made from, unless they are train and val: one entry, or one
+            for each model that it averages.
     """
 
     class_names: tuple[str, ...]
@@ -68,6 +71,7 @@ class Specification:
     units: tuple[str, ...] | None = None
     deviations: tuple[float, ...] | None = None
     tta: Tta | None = None
+    seen: tuple[Seen, ...] = ()
 
     @property
     def output(self) -> str:
@@ -78,6 +82,8 @@ class Specification:
         """Returns one JSON object, the same text for equal specifications."""
         facts = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
         del facts["tta"]
+        if not self.seen:
+            del facts["seen"]
         facts["samples"] = self.samples.options()
         if not facts["samples"]:
             del facts["samples"]  # as in files that were written before there was a choice

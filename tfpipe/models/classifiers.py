@@ -9,6 +9,7 @@ Its layers have fixed names: "preprocessing", "trunk", the head from "pooling" t
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from tfpipe.networks import arithmetic, ensembles, keras_files, layers, weight_f
 from tfpipe.networks.submodels import hash_network
 from tfpipe.records import checksums, folds, run_folders
 from tfpipe.records.manifest import PROBABILITIES, REGRESSION, SINGLE, VALUES
+from tfpipe.records.run_folders import Seen
 from tfpipe.records.samples import USUAL, Samples
 
 _ENDS = {"preprocessing": layers.Preprocessing, PROBABILITIES: layers.Probabilities}  # of every model
@@ -80,6 +82,12 @@ def thresholds_of(predictor: Predictor) -> np.ndarray[Any, Any] | None:
     return None if found is None else np.asarray(found, np.float64)
 
 
+def seen_by(predictor: Predictor) -> tuple[Seen, ...]:
+    """Returns the splits that a predictor was made from, as far as they are known."""
+    found: tuple[Seen, ...] = getattr(predictor, "seen", ())
+    return found
+
+
 def computation_of(predictor: Predictor) -> dict[str, str]:
     """Returns device and arithmetic of a predictor, as far as they are known."""
     found: dict[str, str] = getattr(predictor, "computation", arithmetic.UNKNOWN)
@@ -92,9 +100,11 @@ class NamedModel:
 
     Attributes:
         model: uint8 [B, H, W, 3], RGB, 0..255 -> float32 [B, C], probabilities.
+        seen: the splits that it was made from, see `folds.seen_by`.
     """
 
     model: keras.Model
+    seen: tuple[Seen, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -224,7 +234,7 @@ def load(path: str | os.PathLike[str], *, trust: bool = False) -> Classifier:
         FileNotFoundError: there is none.
         DataError: the file cannot be read, or holds another kind of model, or code without `trust`.
     """
-    return check(*load_model(path, trust=trust))
+    return dataclasses.replace(check(*load_model(path, trust=trust)), seen=folds.seen_by(path))
 
 
 def load_named(path: str | os.PathLike[str], *, trust: bool = False) -> NamedModel:
@@ -234,7 +244,8 @@ def load_named(path: str | os.PathLike[str], *, trust: bool = False) -> NamedMod
         FileNotFoundError, DataError: as `load`.
     """
     model, file = load_model(path, trust=trust)
-    return NamedModel(model) if is_named(model) and _missing(model, _HEAD) else check(model, file)
+    named = NamedModel(model) if is_named(model) and _missing(model, _HEAD) else check(model, file)
+    return dataclasses.replace(named, seen=folds.seen_by(path))
 
 
 def load_model(path: str | os.PathLike[str], *, trust: bool = False) -> tuple[keras.Model, Path]:

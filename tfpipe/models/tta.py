@@ -19,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,9 +28,9 @@ from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import load_json
 from tfpipe.pipeline.presets import Augmentation
+from tfpipe.records import folds
 from tfpipe.records.manifest import PROBABILITIES, VALUES
 from tfpipe.records.run_folders import RUN_NAME
-from tfpipe.records.samples import Samples
 
 if TYPE_CHECKING:
     from tfpipe.models.classifiers import Predictor
@@ -98,7 +97,8 @@ def find(tta: str | int | Tta | None, *models: Any) -> Tta | None:
     Args:
         tta: "flip", "five" or a number of views.
         models: where the augmentation is looked for that a number of views is drawn from: the path
-            of a run, or a loaded model of an export that averages as many.
+            of a run, or of the folder of `train_folds` (its first run), or a loaded model of an export
+            that averages as many.
 
     Raises:
         ValueError: another word or number, or the model has no augmentation to draw from.
@@ -120,8 +120,10 @@ def _augmentation_of(model: Any, name: str) -> Augmentation | None:
     if not isinstance(model, str | os.PathLike):
         known: Tta | None = getattr(getattr(model, "specification", None), "tta", None)
         return known.augmentation if known is not None and known.name == name else None
-    folder = Path(model)
-    path = (folder if folder.is_dir() else folder.parent) / RUN_NAME
+    folder = Path(model) if Path(model).is_dir() else Path(model).parent
+    if folds.is_folder(folder):
+        folder /= folds.load(folder)[1][0].held_out
+    path = folder / RUN_NAME
     if not path.exists():
         return None
     facts = load_json(path, _Run)
@@ -282,60 +284,8 @@ class Averaged:
     predictor: Predictor
     tta: Tta
 
-    @property
-    def class_names(self) -> Sequence[str]:
-        """Names of the columns."""
-        return self.predictor.class_names
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) of its input."""
-        return self.predictor.image_size
-
-    @property
-    def resize(self) -> Any:
-        """How images are resized, see `tfpipe.dataset`."""
-        return self.predictor.resize
-
-    @property
-    def samples(self) -> Samples:
-        """Treatment of 16 bits and of alpha."""
-        from tfpipe.models.classifiers import samples_of
-
-        return samples_of(self.predictor)
-
-    @property
-    def task(self) -> str:
-        """What it predicts, see `Manifest`."""
-        from tfpipe.models.classifiers import task_of
-
-        return task_of(self.predictor)
-
-    @property
-    def units(self) -> tuple[str, ...] | None:
-        """Of the targets of a regression; None of classes."""
-        from tfpipe.models.classifiers import units_of
-
-        return units_of(self.predictor)
-
-    @property
-    def thresholds(self) -> Any:
-        """At which probabilities a label is predicted, float64 [C]; None where there are none."""
-        from tfpipe.models.classifiers import thresholds_of
-
-        return thresholds_of(self.predictor)
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the model."""
-        return self.predictor.sha256
-
-    @property
-    def computation(self) -> dict[str, str]:
-        """Device and arithmetic."""
-        from tfpipe.models.classifiers import computation_of
-
-        return computation_of(self.predictor)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.predictor, name)  # class names, size, hash and the like
 
     @cached_property
     def _views(self) -> Any:

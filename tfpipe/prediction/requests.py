@@ -30,7 +30,8 @@ Form = Literal["row", "columnar"]
 Image = str | os.PathLike[str] | bytes | BinaryIO | Array
 
 _DEFAULT = "serving_default"
-_INPUTS = {_DEFAULT: "image_bytes", "features": "image_bytes", "pixels": "image_bytes", "image": "image"}
+_OF_PIXELS = ("image", "image_tta")
+_INPUTS = dict.fromkeys((_DEFAULT, "features", "pixels", "tta"), "image_bytes") | dict.fromkeys(_OF_PIXELS, "image")
 
 
 @arguments.renamed(pictures="images")
@@ -38,9 +39,9 @@ def rest_request(images: Iterable[Image], *, signature_name: str = _DEFAULT, for
     """Returns the JSON body of a POST to /v1/models/NAME:predict.
 
     Args:
-        images: paths or contents of files, or files opened in binary mode; for the signature
-            "image", arrays, uint8 [H, W, 3] of the model's size, as numbers in JSON: 12 times the
-            size of a usual JPEG.
+        images: paths or contents of files, or files opened in binary mode; for the signatures
+            "image" and "image_tta", arrays, uint8 [H, W, 3] of the model's size, as numbers in JSON:
+            12 times the size of a usual JPEG.
         signature_name: of the export.
         form: "row" for a response image by image, "columnar" for one output by output.
 
@@ -79,7 +80,7 @@ def grpc_request(
     request.model_spec.name, request.model_spec.signature_name = model_name, signature_name
     if version is not None:
         request.model_spec.version.value = version
-    request.inputs[name].CopyFrom(tf.make_tensor_proto(np.stack(values) if signature_name == "image" else values))
+    request.inputs[name].CopyFrom(tf.make_tensor_proto(np.stack(values) if name == "image" else values))
     serialized: bytes = request.SerializeToString(deterministic=True)
     return serialized
 
@@ -90,7 +91,7 @@ def _values(images: Iterable[Image], signature_name: str) -> tuple[str, list[Any
     is_one = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(images, "read")
     if is_one or not isinstance(images, Iterable):
         raise ValueError(f"images must be a list (got a single {type(images).__name__})")
-    read = _pixels if signature_name == "image" else _bytes
+    read = _pixels if signature_name in _OF_PIXELS else _bytes
     values = [read(image) for image in images]
     if not values:
         raise ValueError("images must be one or more: servers refuse an empty request")

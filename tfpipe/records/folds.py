@@ -14,12 +14,14 @@ import re
 from collections.abc import Collection, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import load_json
+from tfpipe.records import run_folders
+from tfpipe.records.checksums import SPECIFICATION_NAME
 from tfpipe.records.manifest import JOINED, Manifest
-from tfpipe.records.run_folders import find_model_file
+from tfpipe.records.run_folders import Seen, find_model_file
 
 FILE_NAME = "folds.json"
 _OPTION = "folds"
@@ -39,6 +41,10 @@ class _Content(TypedDict):
     format_version: int
     root_hash: str
     folds: list[Fold]
+
+
+class _Exported(TypedDict):
+    seen: NotRequired[tuple[Seen, ...]]
 
 
 def split_off(splits: Any) -> tuple[int, Any]:
@@ -136,3 +142,23 @@ def find_models(folder: str | os.PathLike[str]) -> list[Path]:
         FileNotFoundError, DataError: there are no folds, or one is not finished or damaged.
     """
     return [find_model_file(Path(folder) / fold.held_out) for fold in load(folder)[1]]
+
+
+def seen_by(model: str | os.PathLike[str]) -> tuple[Seen, ...]:
+    """Returns what a model was made from: one entry, or one for each model that it averages.
+
+    Nothing of a model that says nothing, or of one of the usual splits: train and val.
+
+    Args:
+        model: a run's folder, that of `train_folds`, or a .keras file in a run's or an export's folder.
+
+    Raises:
+        DataError: a file beside it is damaged.
+    """
+    if is_folder(model):
+        root_hash, planned = load(model)
+        return tuple(Seen(root_hash, fold.train, fold.val) for fold in planned)
+    if (found := run_folders.seen_by(model)) is not None:
+        return () if found.train == "train" else (found,)
+    path = Path(model).parent / SPECIFICATION_NAME
+    return load_json(path, _Exported).get("seen", ()) if path.exists() else ()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import is_hidden, load_json, open_regular
@@ -120,7 +121,8 @@ class _Summary(TypedDict):
     model_sha256: str
 
 
-class Seen(NamedTuple):
+@dataclass(frozen=True)
+class Seen:
     """The data that a model was made from: the data set, and the splits that trained and chose it."""
 
     root_hash: str

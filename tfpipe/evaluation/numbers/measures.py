@@ -4,7 +4,8 @@
     # {"mean_absolute_error": 3.2, "mean_absolute_error_interval": [2.9, 3.6], "spearman": ...}
 
 Intervals are percentiles of a bootstrap of images, or of groups, widened for few as in `clusters`.
-No value depends on the order of the rows, to the last bit. Undefined values (R2 where all images have one value) are None, never NaN.
+No value depends on the order of the rows, to the last bit. Undefined values (R2 where all images
+have one value) are None, never NaN.
 """
 
 from __future__ import annotations
