@@ -184,9 +184,8 @@ def test_regressions_of_a_head_are_those_of_scikit_learn_on_known_rows():
     targets[random.random(targets.shape) < 0.3] = -1
     targets[:, 2] = np.where(targets[:, 2] < 0, -1, 1)  # nothing to fit
     features = types.SimpleNamespace(rows=lambda positions: maps[positions], shape=(1, 1, 5))
-    train, val = (
-        regression.Rows([features], part, targets[part], task="multilabel") for part in (np.arange(200), np.arange(200, 300))
-    )
+    parts = np.arange(200), np.arange(200, 300)
+    train, val = (regression.Rows([features], part, targets[part], task="multilabel") for part in parts)
     found = regression.search(train, val, ["average"])
     rows = maps[:200, 0, 0].astype(np.float64)
     centred = rows - rows.mean(0)

@@ -749,8 +749,8 @@ def test_the_command_fails_where_every_image_is_bad(tmp_path, count, status):
     code = f"""
 import sys, types
 counts, scores = {{"cat": 0, "dog": {count}}}, {{"dog": 0.75}}
-summary = types.SimpleNamespace(num_rows=2, counts=counts, mean_scores=scores, rejected={{"a.jpg": ""}}, rejected_path="bad",
-    has_numbers=False)
+found = dict(counts=counts, mean_scores=scores, rejected={{"a.jpg": ""}}, rejected_path="bad")
+summary = types.SimpleNamespace(num_rows=2, has_numbers=False, **found)
 sys.modules["tfpipe.prediction.prediction"] = types.SimpleNamespace(predict=lambda *_, **__: summary)  # without TensorFlow
 from tools.predict import command
 command()"""
