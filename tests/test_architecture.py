@@ -35,7 +35,6 @@ PROGRAMS = {
     "mkdocstrings",
     "moto",
     "mypy",
-    "pytest-timeout",
     "pytest-xdist",
     "ruff",
     "setuptools",
