@@ -74,6 +74,7 @@ class ExportedModel:
         """See `Specification`."""
         return self.specification.units
 
+    @property
     def seen(self) -> tuple[Seen, ...]:
         """See `Specification`."""
         return self.specification.seen
