@@ -26,6 +26,7 @@ from tfpipe.networks.links import PACE, FittedLinks, free_of, thresholds_of
 from tfpipe.page import page_markup
 from tfpipe.page.answers import Answers
 from tfpipe.records import manifest
+from tfpipe.records.summary import describe_manifest
 from tfpipe.training import proportional_odds
 
 pytestmark = pytest.mark.tf
@@ -214,6 +215,8 @@ def test_numbers_are_in_their_order_and_records_as_without_one(tmp_path, shards)
     found = tfpipe.build_tfrecords(given, tmp_path / "out", task="ordinal", workers=1, progress=False)
     assert (found.task, list(found.class_names)) == ("ordinal", ["0", "2", "10"])
     ordered, plain = (manifest.load(shards.parent / name) for name in ("shards", "plain"))
+    assert "4 classes in this order" in describe_manifest(ordered)
+    assert "4 classes\n" in describe_manifest(plain)
     assert (ordered.task, plain.task, ordered.root_hash) == ("ordinal", "single", plain.root_hash)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tfpipe.common.text import display_width, format_bytes, plural, shortened
-from tfpipe.records.manifest import REJECTED_NAME, Manifest, Targets
+from tfpipe.records.manifest import ORDINAL, REJECTED_NAME, Manifest, Targets
 from tfpipe.records.samples import USUAL, Samples
 
 _MAX_CLASSES = 20  # more rows than this are shortened
@@ -35,7 +35,7 @@ def describe_manifest(manifest: Manifest) -> str:
     nouns = ("class", "classes") if manifest.targets is None else ("target", "targets")
     head = (
         f"{manifest.name}: {plural(total, 'record')} in {plural(len(manifest.splits), 'split')},"
-        f" {plural(len(manifest.class_names), *nouns)}"
+        f" {plural(len(manifest.class_names), *nouns)}{' in this order' if manifest.task == ORDINAL else ''}"
     )
     described = _classes(manifest) if manifest.targets is None else _targets(manifest, manifest.targets)
     blocks = [[head], _splits(manifest), described, _cut_groups(manifest), _oddities(manifest)]
