@@ -12,7 +12,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,12 @@ def thinned(request: pytest.FixtureRequest) -> Callable[[Sequence[Any], int], Se
         return [cases[place] for place in (0, *sorted(places), len(cases) - 1)]
 
     return thin
+
+
+def thin_out(cases: Iterable[tuple[Any, ...]], is_usual: Callable[..., bool]) -> list[Any]:
+    """Cases of a parametrisation: those that are not usual show what others show, and are tried with `-m exhaustive` alone."""
+    marks = pytest.mark.exhaustive(only=True)
+    return [case if is_usual(*case) else pytest.param(*case, marks=marks) for case in cases]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from evaluation_fixtures import make_classifier
 
 import tfpipe
+from tfpipe.exporting import parity, parity_process
 from tfpipe.exporting.exporter import Export
 from tfpipe.models.classifiers import Classifier
 
@@ -28,6 +30,14 @@ class Exported:
     @property
     def folder(self) -> Path:
         return self.export.folder
+
+
+@pytest.fixture(scope="module")
+def asked_here() -> Iterator[None]:
+    """Files of exports are asked in this process: a fresh one with TensorFlow takes seconds, and `exported` has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity, "_run_process", parity_process.run_all)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from conftest import make_image, write
 from evaluation_fixtures import make_classifier
+from export_fixtures import asked_here
 from fold_fixtures import *  # noqa: F403 (fixtures)
 from transfer_fixtures import *  # noqa: F403 (fixtures)
 
@@ -26,6 +27,8 @@ from tfpipe.training.logs.run_log import read_history
 from tfpipe.training.runs import Run
 
 pytestmark = pytest.mark.tf
+
+__all__ = ["asked_here"]  # a fixture
 
 
 class Said(NamedTuple):
@@ -374,7 +377,7 @@ def test_a_dataset_reports_its_classes(colours):
 
 
 @pytest.fixture(scope="module")
-def returned(colours, tmp_path_factory):
+def returned(colours, asked_here, tmp_path_factory):
     """What each function returns, by its name."""
     folder = tmp_path_factory.mktemp("returned")
     classifier = make_classifier(tfpipe.load_manifest(colours).class_names)

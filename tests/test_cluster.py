@@ -175,11 +175,25 @@ def steps_of(folder):
     return progress["epoch"] * 4 + progress["step"]
 
 
-def test_the_command_saves_on_sigterm_and_names_who_died(colours, tmp_path):
+def test_the_command_names_who_died(colours, tmp_path):
     folder = tmp_path / "run"
-    state = folder / "state" / "scratch.npz"
+    with started(in_tf_config(train_command(colours, folder, FLAGS)), tmp_path / "out") as processes:
+        wait_until((folder / "state" / "scratch.npz").exists, processes)
+        processes[1].send_signal(signal.SIGKILL)
+        begun = time.monotonic()
+        assert processes[0].wait(PATIENCE_SECONDS) == 1
+        assert time.monotonic() - begun < LOST_SECONDS
+    said = (tmp_path / "out" / "0.err").read_text()
+    assert "Traceback" not in said
+    assert "lost worker 1 (127.0.0.1:" in said
+    assert "start the same command on all workers again" in said
+
+
+@pytest.mark.exhaustive(only=True)
+def test_the_command_saves_on_sigterm_and_goes_on(colours, tmp_path):
+    folder = tmp_path / "run"
     with started(in_slurm(train_command(colours, folder, FLAGS)), tmp_path / "first") as processes:
-        wait_until(state.exists, processes)
+        wait_until((folder / "state" / "scratch.npz").exists, processes)
         processes[1].send_signal(signal.SIGTERM)
         assert [process.wait(PATIENCE_SECONDS) for process in processes] == [143, 143]
     for index in range(2):
@@ -189,15 +203,6 @@ def test_the_command_saves_on_sigterm_and_names_who_died(colours, tmp_path):
     saved = steps_of(folder)
     with started(in_tf_config(train_command(colours, folder, FLAGS)), tmp_path / "second") as processes:
         wait_until(lambda: steps_of(folder) > saved + 4, processes)
-        processes[1].send_signal(signal.SIGKILL)
-        begun = time.monotonic()
-        assert processes[0].wait(PATIENCE_SECONDS) == 1
-        assert time.monotonic() - begun < LOST_SECONDS
-    said = (tmp_path / "second" / "0.err").read_text()
-    assert "Traceback" not in said
-    assert "lost worker 1 (127.0.0.1:" in said
-    assert "start the same command on all workers again" in said
-    assert steps_of(folder) > saved
 
 
 # ---- other numbers of workers, and other deaths

@@ -11,12 +11,12 @@ import pytest
 import tensorflow as tf
 from conftest import CHECKOUT, make_image, write
 from evaluation_fixtures import CLASS_NAMES, build_images, make_classifier
-from export_fixtures import FORMATS, exported
+from export_fixtures import FORMATS, asked_here, exported
 from PIL import Image
 
 import tfpipe
 from tfpipe.common.errors import DataError
-from tfpipe.exporting import parity, parity_process
+from tfpipe.exporting import parity
 from tfpipe.exporting.wrapping import wrap
 from tfpipe.formats import opening, specifications
 from tfpipe.images import headers
@@ -25,15 +25,9 @@ from tfpipe.networks.layers import Preprocessing
 
 pytestmark = pytest.mark.tf
 
-__all__ = ["exported"]  # a fixture
+__all__ = ["asked_here", "exported"]  # fixtures
 
 BAD = (b"", b"<html>", make_image(3)[:100], b"\xff\xd8\xff")
-
-
-@pytest.fixture
-def asked_here(monkeypatch):
-    """Files are asked in this process: a fresh one with TensorFlow takes seconds, and one test has it."""
-    monkeypatch.setattr(parity, "_run_process", parity_process.run_all)
 
 
 def turned(orientation, size=(31, 17)):
@@ -98,7 +92,7 @@ def test_g10_an_export_that_differs_fails_and_names_the_first_stage(tmp_path, mo
     with pytest.raises(
         DataError, match=r"saved_model differs at its pixels \(pixels.pixels\), by \d+ where 0 is allowed, in .*"
     ):
-        tfpipe.export(classifier, tmp_path / "export")
+        tfpipe.export(classifier, tmp_path / "export", formats=("saved_model",))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -303,19 +297,19 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch, asked_he
     from tfpipe.exporting import exporter
 
     target = tmp_path / "export"
-    tfpipe.export(make_classifier(), target, formats=("pb",))
+    tfpipe.export(make_classifier(), target, formats=("keras",))
     before = (target / "SHA256SUMS").read_bytes()
     for stage in ("_write_metadata", "_write_parity"):
         with monkeypatch.context() as patch:
             patch.setattr(exporter, stage, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
-                tfpipe.export(make_classifier(), target, formats=("pb",), overwrite=True)
+                tfpipe.export(make_classifier(), target, formats=("keras",), overwrite=True)
         assert [path.name for path in tmp_path.iterdir()] == ["export"]
         assert (target / "SHA256SUMS").read_bytes() == before
     (tmp_path / "link").symlink_to(target)
     for leftover in ("tmp", "old"):
         write(tmp_path / f".export.999999999.{leftover}" / "half", b"of a killed process")
-    tfpipe.export(make_classifier(seed=1), tmp_path / "link", formats=("pb",), overwrite=True)
+    tfpipe.export(make_classifier(seed=1), tmp_path / "link", formats=("keras",), overwrite=True)
     assert (target / "SHA256SUMS").read_bytes() != before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "link"]
 

@@ -61,12 +61,15 @@ CASES = {
         {"epochs": 5},
     ),
     "fine-tuning, whose frozen part is now computed once": (TWO_PHASES, {"finetune_epochs": 3}),
+    # As an extension that is stopped anywhere, below.
     "fine-tuning": (dataclasses.replace(TWO_PHASES, finetune_epochs=2), {"finetune_epochs": 3}),
     "the head before fine-tuning": (TWO_PHASES, {"epochs": 2}),
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.exhaustive(only=True)) if case == "fine-tuning" else case for case in CASES]
+)
 def test_more_epochs_equal_those_of_a_run_that_had_them_from_the_start(colours, tmp_path, finished, case):
     short, more = CASES[case]
     long = dataclasses.replace(short, **more)
@@ -243,7 +246,9 @@ def test_what_began_with_trained_weights_never_ends_with_less(colours, tmp_path,
     assert summary["val_accuracy"] >= summary_of(first)["val_accuracy"]
 
 
-@pytest.mark.parametrize("changes", [{"hidden": (9,)}, {"pooling": "max"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"hidden": (9,)}, pytest.param({"pooling": "max"}, marks=pytest.mark.exhaustive(only=True))], ids=str
+)
 def test_another_head_starts_over(colours, tmp_path, first, changes):
     lines = []
     run(colours, tmp_path / "run", dataclasses.replace(FULL, **changes), from_run=first, log=lines.append)
@@ -299,7 +304,7 @@ def test_another_backbone_is_refused(colours, tmp_path, first):
 
 CODE = """
 import sys, tfpipe
-recipe = tfpipe.Recipe(backbone="lenet", weights="none", image_size=(16, 16), epochs=3, precision="float32", batch_size=8)
+recipe = tfpipe.Recipe(backbone="lenet", weights="none", image_size=(16, 16), epochs=1, precision="float32", batch_size=8)
 tfpipe.train({data!r}, sys.argv[1], recipe, tensorboard=False)
 for stream in (sys.stdout, sys.stderr):
     print("{silent}", file=stream, flush=True)
@@ -311,7 +316,7 @@ TENSORFLOWS = r"WARNING: All log messages|[IWE]\d{4} "  # what it says when it s
 
 
 def test_from_python_a_run_reports_what_the_command_reports(colours, tmp_path):
-    flags = ["--backbone=lenet", "--weights=none", "--image_size=16", "--epochs=3", "--precision=float32", "--batch_size=8"]
+    flags = ["--backbone=lenet", "--weights=none", "--image_size=16", "--epochs=1", "--precision=float32", "--batch_size=8"]
     words = {
         "command": ["tools/train.py", f"--data={colours}", "--notensorboard", *flags, "--output"],
         "python": ["-c", CODE.format(data=str(colours), silent=SILENT)],
@@ -326,7 +331,7 @@ def test_from_python_a_run_reports_what_the_command_reports(colours, tmp_path):
         lines = [line for line in "".join(loud).splitlines() if not re.match(TENSORFLOWS, line)]
         found[name] = {timeless(line.replace(str(tmp_path / name), "RUN")) for line in lines if "peak memory" not in line}
     assert found["python"] == found["command"]
-    (last,) = [line for line in found["python"] if line.startswith("scratch 3/3: ")]
+    (last,) = [line for line in found["python"] if line.startswith("scratch 1/1: ")]
     assert "val_loss" in last
     assert "val_accuracy" in last
     assert "best " in last

@@ -13,6 +13,7 @@ from conftest import CHECKOUT, signalled, write
 from evaluation_fixtures import build_images, make_classifier
 from transfer_fixtures import colours
 
+import tfpipe
 from tfpipe.models import classifiers
 from tfpipe.training import checkpoints
 from tfpipe.training.logs.run_log import read_history
@@ -84,15 +85,16 @@ def children_of(process):
 
 
 def training_of(data, output, *flags):
-    small = ["--backbone=lenet", "--mode=scratch", "--image_size=16", "--epochs=8", "--batch_size=4", "--patience=8"]
+    small = ["--backbone=lenet", "--mode=scratch", "--image_size=16", "--epochs=3", "--batch_size=4", "--patience=3"]
     return command("train", f"--data={data}", f"--output={output}", *small, "--precision=float32", "--notensorboard", *flags)
 
 
 @pytest.fixture(scope="module")
 def whole(colours, tmp_path_factory):
-    """The folder of a training that nothing stopped."""
+    """The folder of a training that nothing stopped, of the same options in this process."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    run(training_of(colours, folder))
+    options = {"backbone": "lenet", "mode": "scratch", "image_size": 16, "epochs": 3, "batch_size": 4, "patience": 3}
+    tfpipe.train(colours, folder, **options, precision="float32", tensorboard=False, log=None)
     return folder
 
 
@@ -100,7 +102,11 @@ TWICE = [signal.SIGTERM, signal.SIGTERM]  # as `timeout` sends it
 
 
 @pytest.mark.parametrize(
-    ("numbers", "flags", "status"), [(TWICE, [], 143), ([signal.SIGKILL], ["--checkpoint_seconds=0"], -9)], ids=["TERM", "KILL"]
+    ("numbers", "flags", "status"),
+    [
+        pytest.param(TWICE, [], 143, id="TERM"),
+        pytest.param([signal.SIGKILL], ["--checkpoint_seconds=0"], -9, id="KILL", marks=pytest.mark.exhaustive(only=True)),
+    ],
 )
 def test_training_goes_on_to_the_same_bits(colours, whole, tmp_path, numbers, flags, status):
     folder = tmp_path / "run"
@@ -158,7 +164,7 @@ def test_evaluation_leaves_earlier_results_as_they_were(shards, model, tmp_path)
     assert status == 143
     assert said.rstrip().endswith("stopped. Nothing is kept of a pass that was stopped: run the same command again.")
     assert [(path.name, path.read_bytes()) for path in out.iterdir()] == [("predictions.csv", b"earlier")]
-    run(words)
+    tfpipe.evaluate(tfpipe.load(model), shards, "test", out, report=False)
     assert len(earlier.read_text("utf-8").splitlines()) == 25
 
 
@@ -173,17 +179,14 @@ def test_an_evaluation_that_is_stopped_in_its_report_is_complete_but_for_that(sh
 
 def test_prediction_goes_on_to_the_same_bytes(shards, model, tmp_path):
     outputs = tmp_path / "stopped.csv", tmp_path / "whole.csv"
-    stopped, whole = (
-        command("predict", f"--model={model}", f"--input={shards}", f"--output={output}", "--batch_size=1")
-        for output in outputs
-    )
+    stopped = command("predict", f"--model={model}", f"--input={shards}", f"--output={outputs[0]}", "--batch_size=1")
     partial = tmp_path / ".stopped.csv.partial"
     status, said = signalled(stopped, "tfpipe.prediction.resumption", "Unfinished._write", 10, signal.SIGTERM)
     assert status == 143
     assert said.rstrip().endswith("stopped. The output is as it was before; give the same command again to resume.")
     assert [path.name for path in tmp_path.iterdir()] == [partial.name]
     assert "resumes after" in run(stopped).stderr
-    run(whole)
+    tfpipe.predict(model, shards, outputs[1], batch_size=1)
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 

@@ -29,6 +29,9 @@ from tfpipe.records import manifest
 
 pytestmark = pytest.mark.tf
 
+# A case that shows what those beside it show.
+ALSO = functools.partial(pytest.param, marks=pytest.mark.exhaustive(only=True))
+
 SIZE = (8, 8)
 NUM_RECORDS = 23
 IMAGES = [make_image(number) for number in range(NUM_RECORDS)]
@@ -169,7 +172,7 @@ def test_the_uninterrupted_run_is_as_long_as_thought(tail: list[tuple]):
 
 # Of `Schedule`, any step may be the first: test_ordering.py. Here, steps at both sides of an
 # epoch's end, and others.
-@pytest.mark.parametrize("first", [0, 1, STEPS - 1, STEPS, STEPS + 2])
+@pytest.mark.parametrize("first", [ALSO(0), ALSO(1), STEPS - 1, STEPS, ALSO(STEPS + 2)])
 def test_g8_from_any_step_on_all_is_as_if_never_stopped(data_set: Path, tail: list[tuple], first: int):
     epoch, step = divmod(first, STEPS)
     data = training(data_set, first_epoch=epoch, first_step=step)
@@ -180,7 +183,7 @@ def test_g8_from_any_step_on_all_is_as_if_never_stopped(data_set: Path, tail: li
     assert len(data) == STEPS
 
 
-@pytest.mark.parametrize("first", [1, STEPS - 1, STEPS + 2])
+@pytest.mark.parametrize("first", [ALSO(1), STEPS - 1, ALSO(STEPS + 2)])
 def test_g8_an_endless_run_goes_on_from_any_step(data_set: Path, tail: list[tuple], first: int):
     epoch, step = divmod(first, STEPS)
     data = training(data_set, first_epoch=epoch, first_step=step, repeat=True)
@@ -208,9 +211,9 @@ def test_g8_epoch_ninety_is_the_ninetieth(data_set: Path, whole: list[list[Batch
     "options",
     [
         {"num_parallel_calls": 1},
-        {"num_parallel_calls": 2},
+        ALSO({"num_parallel_calls": 2}),
         {"num_parallel_calls": 8},
-        {"num_parallel_calls": tf.data.AUTOTUNE},
+        ALSO({"num_parallel_calls": tf.data.AUTOTUNE}),
         {"batch_size": 1},
         {"batch_size": 5},
         {"equal_steps": True},
@@ -227,18 +230,18 @@ def test_g7_threads_and_batches_change_nothing(data_set: Path, whole: list[list[
         assert contents(batches) == contents(whole[0])
 
 
-@pytest.mark.parametrize("num_shards", [1, 23])
+@pytest.mark.parametrize("num_shards", [1, ALSO(23)])
 def test_g7_shards_change_nothing(folder: Path, whole: list[list[Batch]], num_shards: int):
     assert contents(next(epochs(training(written(folder, num_shards)), 1))) == contents(whole[0])
 
 
-@pytest.mark.parametrize("read_size", [1, 5])
+@pytest.mark.parametrize("read_size", [ALSO(1), 5])
 def test_g7_what_is_read_together_changes_nothing(data_set, whole, read_size: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tfpipe.pipeline.reading._READ_RECORDS", read_size)
     assert contents(next(epochs(training(data_set), 1))) == contents(whole[0])
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [ALSO(2), 3])
 def test_g7_readers_change_nothing(data_set: Path, whole: list[list[Batch]], count: int):
     parts = [next(epochs(training(data_set, batch_size=4, shard=(index, count)), 1)) for index in range(count)]
     found = {row: image for part in parts for row, image in images_by_key(part).items()}
@@ -427,7 +430,7 @@ def test_g8_fit_in_a_strategy_begins_where_it_shall_with_an_endless_dataset(data
         assert fit(data, 2, steps_per_epoch=STEPS) == images(whole)[1:]
 
 
-@pytest.mark.parametrize("compiled", ["auto", True])  # Keras' default, and what it becomes on a GPU
+@pytest.mark.parametrize("compiled", ["auto", ALSO(True)])  # Keras' default, and what it becomes on a GPU
 def test_a_plain_model_is_fitted_as_keras_does_by_itself(data_set: Path, compiled: str | bool):
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dense(3, "softmax")]
@@ -560,7 +563,7 @@ UNCROPPED = Augmentation(horizontal_flip=0.5, mixup=0.4, cutmix=1.0)
 @pytest.mark.parametrize(
     ("bad", "options"),
     [
-        (0, {"augment": "none"}),
+        ALSO(0, {"augment": "none"}),
         (NUM_RECORDS - 1, {"augment": "none"}),
         (11, {"augment": "none", "read_block": 2}),
         (11, {"augment": "none", "balanced": True}),
@@ -576,7 +579,7 @@ def test_g3_a_damaged_image_is_named_and_nothing_follows(tmp_path: Path, bad: in
     assert len(before) + len(errors) == 4
 
 
-@pytest.mark.parametrize(("bad", "options"), [(0, {}), (11, {"read_block": 2}), (NUM_RECORDS - 1, {"first_epoch": 1})])
+@pytest.mark.parametrize(("bad", "options"), [ALSO(0, {}), (11, {"read_block": 2}), (NUM_RECORDS - 1, {"first_epoch": 1})])
 def test_g3_a_damaged_record_is_named_and_nothing_follows(tmp_path: Path, bad: int, options: dict):
     data_set = write_data_set(tmp_path / "shards", IMAGES, 3, "train")
     path = corrupt(data_set, bad)
@@ -632,7 +635,7 @@ def mixed(data_set: Path) -> dict[str, list[list[Batch]]]:
     return {name: list(epochs(training(data_set, batch_size=6, augment=augment), 2)) for name, augment in MIXES.items()}
 
 
-@pytest.mark.parametrize(("count", "name"), [(2, "mixup"), (2, "cutmix"), (3, "both")])
+@pytest.mark.parametrize(("count", "name"), [ALSO(2, "mixup"), ALSO(2, "cutmix"), (3, "both")])
 def test_g7_readers_mix_as_one_reader_does(data_set: Path, mixed: dict, name: str, count: int):
     parts = [
         list(epochs(training(data_set, batch_size=6 // count, augment=MIXES[name], shard=(i, count)), 2)) for i in range(count)
@@ -644,7 +647,7 @@ def test_g7_readers_mix_as_one_reader_does(data_set: Path, mixed: dict, name: st
                 assert (together == expected).all(), (epoch, step, column_name)
 
 
-@pytest.mark.parametrize("name", MIXES)
+@pytest.mark.parametrize("name", [ALSO(name) if name != "both" else name for name in MIXES])
 def test_g8_mixing_goes_on_as_if_never_stopped(data_set: Path, mixed: dict, name: str):
     (resumed,) = epochs(training(data_set, batch_size=6, augment=MIXES[name], first_epoch=1, first_step=2), 1)
     assert contents(resumed) == contents(mixed[name][1])[2:]

@@ -96,6 +96,12 @@ def test_attacks_on_pipelines(heavy):
 
 
 @pytest.mark.tf
+@pytest.mark.exhaustive(only=True)
+def test_attacks_on_pipelines_of_every_record(root):
+    assert check(outcomes(root, "every record")) == []
+
+
+@pytest.mark.tf
 def test_verify_finds_what_others_refuse(light, heavy):
     missed = [
         f"{name}, {way}: {line['message']}"
