@@ -22,6 +22,7 @@ from tfpipe.models import classifiers, predictions
 from tfpipe.networks import ensembles, objectives
 from tfpipe.networks.layers import Values, last_of
 from tfpipe.page import page
+from tfpipe.records.targets import text_of
 from tfpipe.training import linear_regression, loop, regression
 
 pytestmark = pytest.mark.tf
@@ -235,6 +236,14 @@ def test_an_evaluation_has_metrics_in_units_by_group(evaluation, shards):
     text = (evaluation.folder / "report.html").read_text()
     assert "mean absolute error of light" in text
     assert text.count('alt="predictions over targets"') == text.count('alt="errors over targets"') == 2
+
+
+def test_a_report_shows_targets_with_all_their_digits(evaluation):
+    text = (evaluation.folder / "report.html").read_text()
+    table = predictions.read(evaluation.folder)
+    row = report.worst(table, 0)[0]
+    target, value = (text_of([float(found[row, 0])]) for found in (table.targets, table.probabilities))
+    assert f'target <b>{target} {UNITS[0]}</b>, predicted <span class="wrong">{value} {UNITS[0]}</span>' in text
 
 
 def test_a_table_of_numbers_comes_back_bit_by_bit(evaluation, tmp_path):

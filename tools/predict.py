@@ -136,7 +136,7 @@ def _rows(path: Path) -> list[list[str]]:
         names = next((list(line["values"]) for line in found if line["values"]), [])
         table = [["id", *names, "reason"]]
         for line in found:
-            values = [f"{line['values'][name]:.4g}" if line["values"] else "" for name in names]
+            values = [f"{line['values'][name]:.7g}" if line["values"] else "" for name in names]
             table.append([line["id"], *values, line["reason"]["message"] if line["reason"] else ""])
         return table if any(row[-1] for row in table[1:]) else [row[:-1] for row in table]
     count = min(_TOP_K.value or _SHOWN_BEST, max(len(line["top"]) for line in found))

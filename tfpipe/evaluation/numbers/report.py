@@ -12,6 +12,7 @@ from tfpipe.evaluation.near_duplicates import reader_of
 from tfpipe.evaluation.numbers.values import IN_UNITS, SHOWN
 from tfpipe.models.classifiers import Predictor
 from tfpipe.models.predictions import Predictions
+from tfpipe.records.targets import text_of
 from tfpipe.report import figures
 
 _MAX_SHOWN = 12  # images for each target
@@ -55,8 +56,8 @@ def _drawn(
         "worst": [
             {
                 "images": [figures.photograph(reader.evaluated(row), _MAX_SIDE)],  # the table has the order of the split
-                "target": float(truth[index]),
-                "value": float(values[index]),
+                "target": text_of([float(truth[index])]),
+                "value": text_of([float(values[index])]),
                 "filename": table.filenames[row],
             }
             for index, row in enumerate(rows[:_MAX_SHOWN].tolist())
