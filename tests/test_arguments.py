@@ -69,7 +69,7 @@ _ROWS = {
     "engine": WORD,
     "calibrate check columns form format layout mode on_conflict on_error optimizer outputs pooling positive_class": WORD,
     "train_split val_split": WORD,
-    "normalize precision preprocessing resize schedule signature_name solver split task": WORD,
+    "loss normalize precision preprocessing resize schedule signature_name solver split task": WORD,
     "checkpoint engine_address feature_layer id_column label_column model_name path_column value_column": TEXT,
     "group": TEXT,
     "export.log on_found train.log train_folds.log": [5, "yes"],
@@ -91,7 +91,7 @@ _ROWS = {
     "Model.predict.inputs": [Said(5, "int"), Said([None], "NoneType")],
     "key": [5, Said(["a"], "a")],
     "group_pattern": [5, "", "(", "no_group"],
-    "label_columns": ["cat", ["cat", "cat"], [1], 5],
+    "label_columns target_columns": ["cat", ["cat", "cat"], [1], 5],
     "label_pattern": [5, "", "(", "no_group"],
     "evaluate_folds.model": PATH,
     "label_separator": [5, "", " "],
@@ -111,6 +111,7 @@ _ROWS = {
     "strategy": [5, "gpu"],
     "tta": ["fliip", "", 1, 65, 2.5, True],
     "unfreeze": [5, ("a", "a"), ("",), [1]],
+    "units": [["years"], 5],
     "unlabelled": ["dir", 5, Said({"x": 5}, "5")],
 }
 WRONG = {name: values for names, values in _ROWS.items() for name in names.split()}

@@ -302,7 +302,7 @@ def test_g2_numbers_are_the_same_bytes_for_any_workers_and_stops(shards, tmp_pat
     ("options", "why"),
     [
         ({"task": "regression", "target_columns": None, "units": None}, "needs target_columns"),
-        ({"target_columns": None}, "units are those of target_columns"),
+        ({"target_columns": None}, "units must come with the target_columns"),
         ({"units": ["years"]}, "a text for each of target_columns"),
         ({"label_column": "age"}, "give one of them"),
         ({"label_columns": ["age"]}, "give one of them"),

@@ -185,7 +185,8 @@ def in_graph(background: str) -> Any:
 
     def run(data: Any) -> Any:
         header = graph_headers.read_header(data)
-        return header, decoding.decode_image(data, header.orientation, Samples(background=background))
+        with tf.control_dependencies(header):  # a decoder's error would cancel the walk, whose error may come first
+            return header, decoding.decode_image(data, header.orientation, Samples(background=background))
 
     return tf.function(run, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 

@@ -367,7 +367,7 @@ def _checked_labels(separator: Any, columns: Any) -> tuple[tuple[str], tuple[tup
 def _checked_targets(columns: Any, units: Any) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
     if columns is None:
         if units is not None:
-            raise ValueError("units are those of target_columns, which is missing")
+            raise ValueError(f"units must come with the target_columns that they are of (got {units!r})")
         return None, None
     columns = arguments.texts("target_columns", columns, "different names of columns")
     if units is not None and (

@@ -64,6 +64,7 @@ def _is_rare(encoded: tf.Tensor, samples: Samples) -> tf.Tensor:
 
 
 def _again(decoder: Callable[[Samples], _Function], samples: Samples, encoded: tf.Tensor) -> tf.Tensor:
+    encoded = tf.convert_to_tensor(encoded)  # of Python's bytes, each file would have a graph of its own
     return tf.ensure_shape(decoder(samples)(encoded), [None, None, 3])
 
 
@@ -100,9 +101,7 @@ def apart(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     at_once = make()
 
     def call(*arguments: tf.Tensor) -> tf.Tensor:
-        if tf.executing_eagerly():
-            return at_once(*map(tf.convert_to_tensor, arguments))  # for Python's bytes, each file would have its own graph
-        return make()(*arguments)
+        return (at_once if tf.executing_eagerly() else make())(*arguments)
 
     return call
 
