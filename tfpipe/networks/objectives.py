@@ -73,7 +73,7 @@ class OneClass:
 
 
 class InOrder(OneClass):
-    """The same of classes in an order, whose logits know it, see `layers.CumulativeLinks`.
+    """The same of classes in an order, whose logits know it, see `links.FittedLinks`.
 
     The best epoch is that of the least loss: accuracy counts a class next to the right one as any.
     """
